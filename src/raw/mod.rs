@@ -1,0 +1,10 @@
+//! The raw machines: words and the steps on them, with no idea of segments or types.
+//!
+//! Each is `repr(C)`, holds no pointer that another process could follow, and is fresh when all its bytes are zero.
+
+#[cfg(not(loom))]
+pub(crate) mod copy;
+pub(crate) mod flip;
+#[cfg(not(loom))]
+pub(crate) mod liveness;
+pub(crate) mod lock;

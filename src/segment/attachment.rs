@@ -1,0 +1,738 @@
+//! A process's hold on one mapped segment, and the life of its name.
+//!
+//! A named segment is built without a name and linked in whole, so that a half-built one is never seen and a killed creator leaves
+//! nothing. Every attachment holds a shared `flock` on an open file description of its own; whoever detaches, or is refused, or
+//! finds a name taken, tries to *reap*: an exclusive `flock` on a fresh description says that nobody is attached any more, and the
+//! name goes. The lock of an attachment is never upgraded: a failed upgrade would lose it.
+//!
+//! Deliberately absent: pid files, a daemon, a count of users. The kernel counts, and it counts right after any kill.
+
+#![expect(unsafe_code, reason = "mapped bytes become the tables and words that the layout says lie there")]
+
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytemuck::Zeroable;
+
+use super::directory::{self, Bytes, Entry};
+use super::layout::{
+    BYTE_ORDER, FAMILY, LIVE_OFFSET, Live, MAGIC, PARTICIPANTS_OFFSET, PERSIST, Participant, Preamble, Shape,
+    VERSION,
+};
+use super::name;
+use super::options::SegmentOptions;
+use super::participant::{self, Seat, Stay};
+use crate::error::{Error, ErrorKind, Result};
+use crate::primitive::Ordering;
+use crate::raw::copy;
+use crate::raw::lock::{Linked, RawLock};
+use crate::sys::clock::Deadline;
+use crate::sys::memory::{Access, Mapping};
+use crate::sys::shm::{self, Lock, Status, Unnamed};
+use crate::sys::{host, robust};
+
+/// How long an attach waits for somebody who is just deciding whether the name may go.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+const BUSY_PAUSE: Duration = Duration::from_micros(200);
+
+/// One mapping of one segment. Shared by all handles into it; dropping the last detaches.
+pub(crate) struct Attachment {
+    /// `None` only while it is dropped.
+    mapping: Option<Mapping>,
+    file: Option<File>,
+    /// `None` for an anonymous segment.
+    name: Option<String>,
+    status: Status,
+    /// Copied once; the segment's own words are not asked again.
+    size: usize,
+    participants_count: usize,
+    objects_offset: usize,
+    access: Access,
+    /// Whether the segment belongs to another PID namespace or boot: then no lock in it may be taken.
+    is_foreign_namespace: bool,
+    seat: Option<Seat>,
+    forks: u32,
+}
+
+impl Attachment {
+    /// Makes a segment with room for `room` bytes of objects, lets `build` fill it, and then gives it its name, if it has one.
+    pub(crate) fn create<R>(
+        name: Option<&str>,
+        room: usize,
+        options: &SegmentOptions,
+        build: impl FnOnce(&Arc<Attachment>) -> Result<R>,
+    ) -> Result<(Arc<Attachment>, R)> {
+        if let Some(name) = name {
+            name::check_segment(name)?;
+        }
+        options.check(name.is_some())?;
+        robust::check_supported()?;
+        let objects_offset = objects_offset(options.participants);
+        let size = objects_offset
+            .checked_add(room)
+            .and_then(|size| size.checked_next_multiple_of(options.page_size()))
+            .filter(|&size| i64::try_from(size).is_ok())
+            .ok_or_else(|| {
+                Error::new(ErrorKind::NoRoom, format!("{room} bytes are more than can be counted"))
+            })?;
+
+        let unnamed = make_file(name, size, options)?;
+        let file = unnamed.as_file();
+        reserve(file, size)?;
+        let map_options = options.map_options();
+        let mapping = Mapping::new(file, 0, size, map_options)
+            .map_err(|source| Error::os(format!("its {size} bytes cannot be mapped"), source))?;
+        write_preamble(&mapping, size, objects_offset, name.is_none(), options);
+        let file = file.try_clone().map_err(|source| Error::os("its descriptor cannot be kept", source))?;
+        let status = shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
+        // Nobody else knows the file, so this cannot be refused.
+        shm::try_flock(&file, Lock::Shared)
+            .map_err(|source| Error::os("its file cannot be locked", source))?;
+        let mut attachment = Attachment {
+            mapping: Some(mapping),
+            file: Some(file),
+            name: name.map(str::to_owned),
+            status,
+            size,
+            participants_count: options.participants as usize,
+            objects_offset,
+            access: Access::ReadWrite,
+            is_foreign_namespace: false,
+            seat: None,
+            forks: robust::forks(),
+        };
+        attachment.take_seat()?;
+        let attachment = Arc::new(attachment);
+        let built = build(&attachment)?;
+        if let Some(name) = name {
+            link(&unnamed, name)?;
+        }
+        Ok((attachment, built))
+    }
+
+    /// Attaches to the segment of this name.
+    pub(crate) fn open(name: &str, options: &SegmentOptions) -> Result<Arc<Attachment>> {
+        name::check_segment(name)?;
+        options.check(true)?;
+        robust::check_supported()?;
+        let deadline = Deadline::after(BUSY_TIMEOUT);
+        let attached = loop {
+            let file =
+                shm::open(name, !options.read_only).map_err(|source| cannot_open_file(source, options))?;
+            let locked = shm::try_flock(&file, Lock::Shared)
+                .map_err(|source| Error::os("its file cannot be locked", source))?;
+            if !locked {
+                // Somebody decides just now whether the name may go: it will be gone, or free to attach to.
+                drop(file);
+                if deadline.has_passed() {
+                    return Err(Error::new(ErrorKind::Busy, "another program keeps its file locked"));
+                }
+                std::thread::sleep(BUSY_PAUSE);
+                continue;
+            }
+            let status =
+                shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
+            match shm::status_of_name(name) {
+                Ok(named) if named.is_same_file(&status) => {}
+                // Unlinked, or replaced, between our open and our lock.
+                _ => continue,
+            }
+            break Attachment::of_file(file, status, Some(name.to_owned()), options);
+        };
+        attached.inspect_err(|_| {
+            // The refused attach may have been the last user. What cannot be removed stays for the next one.
+            let _ = reap(name);
+        })
+    }
+
+    /// Attaches through a descriptor that another process handed over. `name` is the segment's, if it has one.
+    pub(crate) fn of_descriptor(descriptor: File, name: Option<String>) -> Result<Arc<Attachment>> {
+        robust::check_supported()?;
+        let options = SegmentOptions::handed_over(&descriptor);
+        // A description of its own, so that its flock is its own; where /proc is missing, the sender's is shared.
+        let file = match shm::reopen(&descriptor, !options.read_only) {
+            Ok(file) => file,
+            Err(_) => descriptor,
+        };
+        let locked = shm::try_flock(&file, Lock::Shared)
+            .map_err(|source| Error::os("its file cannot be locked", source))?;
+        if !locked {
+            return Err(Error::new(ErrorKind::Busy, "another program keeps its file locked"));
+        }
+        let status = shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
+        Attachment::of_file(file, status, name, &options)
+    }
+
+    fn of_file(
+        file: File,
+        status: Status,
+        name: Option<String>,
+        options: &SegmentOptions,
+    ) -> Result<Arc<Attachment>> {
+        let preamble = checked_preamble(&file, &status, options)?;
+        let size = usize::try_from(status.size).map_err(|_| corrupted("its size cannot be addressed"))?;
+        let mapping = Mapping::new(&file, 0, size, options.map_options())
+            .map_err(|source| Error::os(format!("its {size} bytes cannot be mapped"), source))?;
+        let is_foreign_namespace = is_of_another_namespace(&preamble);
+        let mut attachment = Attachment {
+            mapping: Some(mapping),
+            file: Some(file),
+            name,
+            status,
+            size,
+            participants_count: preamble.participants_count as usize,
+            objects_offset: usize::try_from(preamble.objects_offset)
+                .map_err(|_| corrupted("its size cannot be addressed"))?,
+            access: if options.read_only { Access::ReadOnly } else { Access::ReadWrite },
+            is_foreign_namespace,
+            seat: None,
+            forks: robust::forks(),
+        };
+        if attachment.is_writable() && !is_foreign_namespace {
+            attachment.take_seat()?;
+        }
+        Ok(Arc::new(attachment))
+    }
+
+    fn take_seat(&mut self) -> Result<()> {
+        self.seat = Some(participant::sit(self.participants(), Stay::UntilDetached, |_| true)?);
+        Ok(())
+    }
+
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// As messages name it.
+    pub(crate) fn label(&self) -> &str {
+        self.name().unwrap_or("")
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_ref().expect("open until it is dropped").as_fd()
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+
+    /// Whether the name still leads to this segment; `None` if it never had one.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.name()
+            .is_some_and(|name| shm::status_of_name(name).is_ok_and(|named| named.is_same_file(&self.status)))
+    }
+
+    /// Removes the name, if it still leads here.
+    pub(crate) fn unlink(&self) -> Result<()> {
+        match self.name() {
+            Some(name) if self.is_linked() => {
+                shm::unlink(name).map_err(|source| Error::os("its name cannot be removed", source))
+            }
+            Some(_) => Err(Error::new(ErrorKind::NotFound, "its name leads nowhere, or to another segment")),
+            None => Err(Error::new(ErrorKind::InvalidInput, "it has no name")),
+        }
+    }
+
+    /// Bytes for objects, used and free.
+    pub(crate) fn room(&self) -> usize {
+        self.size - self.objects_offset
+    }
+
+    /// Bytes behind the last object.
+    pub(crate) fn room_left(&self) -> Result<usize> {
+        Ok(self.size - self.used(self.newest())?)
+    }
+
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
+        directory::entries(self, self.newest()).collect()
+    }
+
+    /// The object of this name, if it is what `expected` says.
+    pub(crate) fn find(&self, name: &str, expected: &Shape) -> Result<Entry> {
+        name::check_object(name)?;
+        let entry = directory::find(self, self.newest(), name)?.ok_or_else(|| self.no_such_object(name))?;
+        self.admit(&entry, expected)?;
+        Ok(entry)
+    }
+
+    /// The object at this offset, if it is what `expected` says.
+    pub(crate) fn find_at(&self, object_offset: usize, expected: &Shape) -> Result<Entry> {
+        for entry in directory::entries(self, self.newest()) {
+            let entry = entry?;
+            if entry.object_offset == object_offset {
+                self.admit(&entry, expected)?;
+                return Ok(entry);
+            }
+        }
+        Err(Error::new(ErrorKind::NotFound, "the segment has no object there"))
+    }
+
+    fn admit(&self, entry: &Entry, expected: &Shape) -> Result<()> {
+        entry.check(expected)?;
+        let needs_lock = expected.kind.locks() && expected.kind != super::layout::Kind::Value;
+        if !self.is_writable() && needs_lock {
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!(
+                    "the segment is attached read-only, and {} has to be locked",
+                    article_and_name(entry)
+                ),
+            ));
+        }
+        if self.is_foreign_namespace && expected.kind.locks() {
+            return Err(Error::new(
+                ErrorKind::OtherNamespace,
+                format!(
+                    "the segment was made in another PID namespace, where the locks of {} mean nothing here",
+                    article_and_name(entry)
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn no_such_object(&self, name: &str) -> Error {
+        let names: Vec<String> = match self.entries() {
+            Ok(entries) => entries.iter().rev().take(8).map(|entry| format!("{:?}", entry.name)).collect(),
+            Err(error) => return error,
+        };
+        let holds = if names.is_empty() {
+            "it holds none".to_owned()
+        } else {
+            format!("it holds {}", names.join(", "))
+        };
+        Error::new(ErrorKind::NotFound, format!("segment {:?} has no object {name:?}; {holds}", self.label()))
+    }
+
+    /// Builds an object and publishes it under `name`. `init` writes the object's own bytes, which are zero; nobody else sees them.
+    pub(crate) fn build(&self, name: &str, shape: &Shape, init: impl FnOnce(NonNull<u8>)) -> Result<Entry> {
+        name::check_object(name)?;
+        if !self.is_writable() {
+            return Err(Error::new(ErrorKind::ReadOnly, "the segment is attached read-only"));
+        }
+        if self.is_foreign_namespace {
+            return Err(Error::new(
+                ErrorKind::OtherNamespace,
+                "the segment was made in another PID namespace",
+            ));
+        }
+        let live = self.live();
+        // A creator that died while it held the lock left litter behind the newest entry, and nothing else.
+        let held = live
+            .lock
+            .lock::<Linked>(Deadline::Never)
+            .unwrap_or_else(|_| unreachable!("it may wait for ever"));
+        live.lock.recover();
+        let unlock = Unlock { lock: &live.lock, held: Some(held) };
+
+        let newest = self.newest();
+        if directory::find(self, newest, name)?.is_some() {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("segment {:?} has an object of that name", self.label()),
+            ));
+        }
+        let used = self.used(newest)?;
+        let plan = directory::plan(name, shape, newest, used, self.size)?;
+
+        let touched =
+            usize::try_from(live.touched.load(Ordering::Relaxed)).unwrap_or(self.size).min(plan.end);
+        if touched > used {
+            self.wipe(used, touched - used);
+        }
+        live.touched.fetch_max(plan.end as u64, Ordering::Release);
+        let object = self.at(plan.object_offset);
+        init(object);
+        let header = object.cast::<super::layout::ObjectHeader>();
+        // SAFETY: the plan put the object inside the mapping, aligned to 64 bytes, zeroed, and ours alone until it is published.
+        let header = unsafe { header.as_ref() };
+        header.kind.store(shape.kind as u32, Ordering::Relaxed);
+        self.write(plan.entry_offset, &plan.entry);
+        // Publishes: pairs with the Acquire of `newest`.
+        live.newest.store(plan.entry_offset as u64, Ordering::Release);
+        drop(unlock);
+        directory::find(self, plan.entry_offset, name)?
+            .ok_or_else(|| corrupted("its directory changes under us"))
+    }
+
+    /// The address of `offset`, which the caller has checked.
+    pub(crate) fn at(&self, offset: usize) -> NonNull<u8> {
+        assert!(offset <= self.size, "offsets are checked when they are read");
+        // SAFETY: within the mapping, as just asserted.
+        unsafe { self.base().add(offset) }
+    }
+
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.as_ref().expect("mapped until it is dropped").base()
+    }
+
+    fn newest(&self) -> usize {
+        // Pairs with the Release in `build`: the entry and its object are whole.
+        usize::try_from(self.live().newest.load(Ordering::Acquire)).unwrap_or(usize::MAX)
+    }
+
+    /// The first byte behind the newest entry.
+    fn used(&self, newest: usize) -> Result<usize> {
+        match directory::entries(self, newest).next() {
+            None => Ok(self.objects_offset),
+            Some(entry) => Ok(entry?.end.next_multiple_of(8)),
+        }
+    }
+
+    fn live(&self) -> &Live {
+        // SAFETY: every segment is larger than its fixed part, which was checked; the words are atomics, aligned to 8.
+        unsafe { self.at(LIVE_OFFSET).cast::<Live>().as_ref() }
+    }
+
+    fn participants(&self) -> &[Participant] {
+        let first = self.at(PARTICIPANTS_OFFSET).cast::<Participant>();
+        // SAFETY: the table lies inside the mapping, which was checked; its words are atomics, aligned to 8.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.participants_count) }
+    }
+
+    fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.size), "the plan is inside");
+        // SAFETY: in bounds; readers of the directory read atomically.
+        unsafe { copy::store(bytes.as_ptr(), self.at(offset).as_ptr(), bytes.len()) };
+    }
+
+    fn wipe(&self, offset: usize, size: usize) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        for start in (0..size).step_by(ZEROS.len()) {
+            self.write(offset + start, &ZEROS[..ZEROS.len().min(size - start)]);
+        }
+    }
+}
+
+impl Bytes for Attachment {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn read(&self, offset: usize, target: &mut [u8]) {
+        assert!(
+            offset.checked_add(target.len()).is_some_and(|end| end <= self.size),
+            "bounds are checked first"
+        );
+        // SAFETY: in bounds; whoever writes there writes atomically.
+        unsafe { copy::load(self.at(offset).as_ptr(), target.as_mut_ptr(), target.len()) };
+    }
+}
+
+/// Gives the segment's lock back whatever happens.
+struct Unlock<'a> {
+    lock: &'a RawLock,
+    held: Option<crate::raw::lock::Held>,
+}
+
+impl Drop for Unlock<'_> {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            self.lock.unlock::<Linked>(held);
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        let is_own = self.forks == robust::forks();
+        if is_own
+            && let Some(seat) = self.seat.take()
+            // Only a fork's child has no keeper, and it is not this one.
+            && participant::leave(self.participants(), &seat).is_err()
+        {
+            // The kernel would mark a word that is not mapped any more; so it stays mapped.
+            std::mem::forget(self.mapping.take());
+        }
+        drop(self.mapping.take());
+        drop(self.file.take());
+        if is_own && let Some(name) = self.name() {
+            // What cannot be removed now stays for the next one who looks.
+            let _ = reap(name);
+        }
+    }
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segment").field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+/// Where objects begin behind a table of so many participants.
+pub(crate) fn objects_offset(participants: u32) -> usize {
+    PARTICIPANTS_OFFSET + participants as usize * size_of::<Participant>()
+}
+
+/// Removes the name of a segment of ours that nobody is attached to. `false` if it is in use, persistent, or not there.
+///
+/// # Errors
+///
+/// [`ErrorKind::Foreign`] if it was not made by this crate, or belongs to another user.
+pub(crate) fn reap(name: &str) -> Result<bool> {
+    name::check_segment(name)?;
+    let cannot = |what: &'static str| move |source: std::io::Error| Error::os(what, source);
+    let file = match shm::open(name, false) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(cannot("it cannot be opened")(error)),
+    };
+    let status = shm::status(&file).map_err(cannot("its file cannot be asked"))?;
+    let preamble = read_preamble(&file, &status)?;
+    if status.user != host::user() {
+        return Err(Error::new(ErrorKind::Foreign, format!("it belongs to user {}", status.user)));
+    }
+    if preamble.flags & PERSIST != 0
+        || !shm::try_flock(&file, Lock::Exclusive).map_err(cannot("its file cannot be locked"))?
+    {
+        return Ok(false);
+    }
+    // Under the exclusive lock nobody attaches, but the name may have gone to another segment before.
+    match shm::status_of_name(name) {
+        Ok(named) if named.is_same_file(&status) => {
+            shm::unlink(name).map_err(cannot("its name cannot be removed"))?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Removes the name of a segment of ours, whoever is attached.
+pub(crate) fn unlink(name: &str) -> Result<()> {
+    name::check_segment(name)?;
+    let file = shm::open(name, false).map_err(|source| cannot_open_file(source, &SegmentOptions::new()))?;
+    let status = shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
+    read_preamble(&file, &status)?;
+    shm::unlink(name).map_err(|source| Error::os("its name cannot be removed", source))
+}
+
+/// The file of a segment that is being made.
+enum NewFile {
+    Named(Unnamed),
+    Memory(File),
+}
+
+impl NewFile {
+    fn as_file(&self) -> &File {
+        match self {
+            NewFile::Named(unnamed) => &unnamed.file,
+            NewFile::Memory(file) => file,
+        }
+    }
+}
+
+fn make_file(name: Option<&str>, size: usize, options: &SegmentOptions) -> Result<NewFile> {
+    match name {
+        Some(_) => {
+            let unnamed = Unnamed::create(options.mode)
+                .map_err(|source| Error::os("no file can be made in /dev/shm", source))?;
+            Ok(NewFile::Named(unnamed))
+        }
+        None => {
+            let cannot = |source| Error::os("no file can be made in memory", source);
+            let file = shm::memfd("multiproc", options.huge_pages).map_err(cannot)?;
+            file.set_len(size as u64)
+                .map_err(|source| Error::os(format!("no memory for {size} bytes"), source))?;
+            shm::seal_size(&file).map_err(cannot)?;
+            Ok(NewFile::Memory(file))
+        }
+    }
+}
+
+/// Reserves every page, after asking whether there is room: filling the file system to find out would harm others.
+pub(crate) fn reserve(file: &File, size: usize) -> Result<()> {
+    let full = |room: u64| {
+        Error::new(ErrorKind::NoRoom, format!("it needs {size} bytes, and there is room for {room}"))
+    };
+    let room =
+        shm::room(file).map_err(|source| Error::os("its file system cannot be asked for room", source))?;
+    check_memory(size)?;
+    match room {
+        Some(room) if room < size as u64 => Err(full(room)),
+        _ => shm::reserve(file, 0, size as u64)
+            .map_err(|source| Error::os(format!("{size} bytes cannot be reserved"), source)),
+    }
+}
+
+/// Whether so much memory can be had at all. Small amounts are not asked for: the question costs more than they do.
+pub(crate) fn check_memory(size: usize) -> Result<()> {
+    const WORTH_ASKING: usize = 16 << 20;
+    match host::available_memory() {
+        Some(available) if size > WORTH_ASKING && available < size as u64 => Err(Error::new(
+            ErrorKind::NoRoom,
+            format!("it needs {size} bytes, and the machine has {available} bytes of memory available"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn write_preamble(
+    mapping: &Mapping,
+    size: usize,
+    objects_offset: usize,
+    is_anonymous: bool,
+    options: &SegmentOptions,
+) {
+    let mut preamble = own_preamble();
+    preamble.flags = if options.persist && !is_anonymous { PERSIST } else { 0 };
+    preamble.size = size as u64;
+    preamble.participants_count = options.participants;
+    preamble.mode = if is_anonymous { 0 } else { options.mode };
+    preamble.objects_offset = objects_offset as u64;
+    let bytes = bytemuck::bytes_of(&preamble);
+    // SAFETY: a new segment is larger than its preamble, and nobody else knows it yet.
+    unsafe { copy::store(bytes.as_ptr(), mapping.base().as_ptr(), bytes.len()) };
+}
+
+/// What this program writes, and expects, in every preamble.
+pub(crate) fn own_preamble() -> Preamble {
+    Preamble {
+        magic: MAGIC,
+        version: VERSION,
+        pointer_width: size_of::<usize>() as u8,
+        byte_order: BYTE_ORDER,
+        futex_offset: robust::FUTEX_OFFSET as i32,
+        boot_id: host::boot_id().to_le_bytes(),
+        pid_namespace: host::pid_namespace(),
+        participants_offset: PARTICIPANTS_OFFSET as u64,
+        ..Preamble::zeroed()
+    }
+}
+
+fn link(unnamed: &NewFile, name: &str) -> Result<()> {
+    let NewFile::Named(unnamed) = unnamed else { return Ok(()) };
+    for attempt in 0.. {
+        match unnamed.link(name) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                // Perhaps it is what a killed process left behind.
+                let was_left = reap(name).unwrap_or(false);
+                if !was_left || attempt == 8 {
+                    return Err(Error::os("the name is taken", error));
+                }
+            }
+            Err(error) => return Err(Error::os("its name cannot be made", error)),
+        }
+    }
+    unreachable!("the loop returns")
+}
+
+pub(crate) fn cannot_open_file(source: std::io::Error, options: &SegmentOptions) -> Error {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => Error::os("no segment of that name (is the publisher running?)", source),
+        Some(libc::ELOOP) => {
+            Error::os("it is a symbolic link, which is not followed", source).with_kind(ErrorKind::Foreign)
+        }
+        Some(libc::EISDIR) => Error::os("it is a folder", source).with_kind(ErrorKind::Foreign),
+        Some(libc::EACCES) if !options.read_only => {
+            Error::os("this user may not open it for writing", source)
+        }
+        Some(libc::EACCES) => Error::os("this user may not open it", source),
+        Some(libc::EMFILE) => Error::os("this process has as many descriptors open as it may", source),
+        _ => Error::os("its file cannot be opened", source),
+    }
+}
+
+fn corrupted(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupted, what)
+}
+
+/// Reads the first bytes and checks that they are ours.
+fn read_preamble(file: &File, status: &Status) -> Result<Preamble> {
+    let foreign = |what: String| Err(Error::new(ErrorKind::Foreign, what));
+    if !status.is_regular {
+        return foreign("it is no regular file".to_owned());
+    }
+    let mut preamble = Preamble::zeroed();
+    if status.size < size_of::<Preamble>() as u64 {
+        return foreign(format!("it was not made by this crate: it has {} bytes", status.size));
+    }
+    file.read_exact_at(bytemuck::bytes_of_mut(&mut preamble), 0)
+        .map_err(|source| Error::os("it cannot be read", source))?;
+    if preamble.magic != MAGIC {
+        return foreign(
+            "it was not made by this crate (as plain bytes it can be opened with `Segment::open_raw`)"
+                .to_owned(),
+        );
+    }
+    Ok(preamble)
+}
+
+/// Checks everything that this program must agree on with the one that made the segment.
+fn checked_preamble(file: &File, status: &Status, options: &SegmentOptions) -> Result<Preamble> {
+    let preamble = read_preamble(file, status)?;
+    let owner = options.owner.unwrap_or_else(host::user);
+    if status.user != owner {
+        return Err(Error::new(
+            ErrorKind::Foreign,
+            format!("it belongs to user {}, expected was user {owner}", status.user),
+        ));
+    }
+    if status.is_linked && preamble.mode != 0 && status.mode & 0o777 & !preamble.mode != 0 {
+        return Err(Error::new(
+            ErrorKind::PermissionDenied,
+            format!(
+                "its mode is {:o}, wider than the {:o} it was created with",
+                status.mode & 0o777,
+                preamble.mode
+            ),
+        ));
+    }
+    let own = own_preamble();
+    let expect = |what: &str, found: i64, expected: i64| {
+        if found == expected {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Incompatible,
+            format!("its {what} is {found}, this program's is {expected}"),
+        ))
+    };
+    expect("layout version", preamble.version.into(), own.version.into())?;
+    expect("pointer width", preamble.pointer_width.into(), own.pointer_width.into())?;
+    expect("byte order", preamble.byte_order.into(), own.byte_order.into())?;
+    expect("C library's robust-list offset", preamble.futex_offset.into(), own.futex_offset.into())?;
+    if preamble.flags & FAMILY != 0 {
+        return Err(corrupted("it says it is a family segment, which has no name"));
+    }
+    if preamble.size != status.size {
+        return Err(Error::new(
+            ErrorKind::Corrupted,
+            format!("it has {} bytes, its header says {}", status.size, preamble.size),
+        ));
+    }
+    let fixed = objects_offset(preamble.participants_count) as u64;
+    if preamble.participants_offset != own.participants_offset
+        || preamble.objects_offset != fixed
+        || preamble.objects_offset > preamble.size
+    {
+        return Err(corrupted("its header is damaged"));
+    }
+    if is_of_another_namespace(&preamble) && !options.any_pid_namespace {
+        return Err(Error::new(
+            ErrorKind::OtherNamespace,
+            "it was made in another PID namespace or before the machine was started again, where its locks mean nothing \
+             (`SegmentOptions::any_pid_namespace` opens what needs no lock)",
+        ));
+    }
+    Ok(preamble)
+}
+
+fn is_of_another_namespace(preamble: &Preamble) -> bool {
+    let own = own_preamble();
+    preamble.boot_id != own.boot_id || preamble.pid_namespace != own.pid_namespace
+}
+
+fn article_and_name(entry: &Entry) -> String {
+    format!("{} {:?}", entry.kind.name(), entry.name)
+}
+
+/// Keeps a mapping for as long as the process lives: a lock in it is held by a guard that was forgotten.
+pub(crate) fn leak(attachment: &Arc<Attachment>) {
+    let _stays = ManuallyDrop::new(Arc::clone(attachment));
+}
