@@ -242,10 +242,6 @@ impl RawLock {
     pub(super) fn word(&self) -> &AtomicU32 {
         &self.word
     }
-
-    pub(super) fn node(&self) -> &Node {
-        &self.node
-    }
 }
 
 /// No owner: free, released to sleepers, or left by a dead one.

@@ -26,7 +26,6 @@ use super::layout::{
 };
 use super::name;
 use super::options::SegmentOptions;
-use super::participant::{self, Seat, Stay};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::Ordering;
 use crate::raw::copy;
@@ -50,12 +49,10 @@ pub(crate) struct Attachment {
     status: Status,
     /// Copied once; the segment's own words are not asked again.
     size: usize,
-    participants_count: usize,
     objects_offset: usize,
     access: Access,
     /// Whether the segment belongs to another PID namespace or boot: then no lock in it may be taken.
     is_foreign_namespace: bool,
-    seat: Option<Seat>,
     forks: u32,
 }
 
@@ -93,20 +90,17 @@ impl Attachment {
         // Nobody else knows the file, so this cannot be refused.
         shm::try_flock(&file, Lock::Shared)
             .map_err(|source| Error::os("its file cannot be locked", source))?;
-        let mut attachment = Attachment {
+        let attachment = Attachment {
             mapping: Some(mapping),
             file: Some(file),
             name: name.map(str::to_owned),
             status,
             size,
-            participants_count: options.participants as usize,
             objects_offset,
             access: Access::ReadWrite,
             is_foreign_namespace: false,
-            seat: None,
             forks: robust::forks(),
         };
-        attachment.take_seat()?;
         let attachment = Arc::new(attachment);
         let built = build(&attachment)?;
         if let Some(name) = name {
@@ -179,29 +173,19 @@ impl Attachment {
         let mapping = Mapping::new(&file, 0, size, options.map_options())
             .map_err(|source| Error::os(format!("its {size} bytes cannot be mapped"), source))?;
         let is_foreign_namespace = is_of_another_namespace(&preamble);
-        let mut attachment = Attachment {
+        let attachment = Attachment {
             mapping: Some(mapping),
             file: Some(file),
             name,
             status,
             size,
-            participants_count: preamble.participants_count as usize,
             objects_offset: usize::try_from(preamble.objects_offset)
                 .map_err(|_| corrupted("its size cannot be addressed"))?,
             access: if options.read_only { Access::ReadOnly } else { Access::ReadWrite },
             is_foreign_namespace,
-            seat: None,
             forks: robust::forks(),
         };
-        if attachment.is_writable() && !is_foreign_namespace {
-            attachment.take_seat()?;
-        }
         Ok(Arc::new(attachment))
-    }
-
-    fn take_seat(&mut self) -> Result<()> {
-        self.seat = Some(participant::sit(self.participants(), Stay::UntilDetached, |_| true)?);
-        Ok(())
     }
 
     pub(crate) fn name(&self) -> Option<&str> {
@@ -389,12 +373,6 @@ impl Attachment {
         unsafe { self.at(LIVE_OFFSET).cast::<Live>().as_ref() }
     }
 
-    fn participants(&self) -> &[Participant] {
-        let first = self.at(PARTICIPANTS_OFFSET).cast::<Participant>();
-        // SAFETY: the table lies inside the mapping, which was checked; its words are atomics, aligned to 8.
-        unsafe { std::slice::from_raw_parts(first.as_ptr(), self.participants_count) }
-    }
-
     fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.size), "the plan is inside");
         // SAFETY: in bounds; readers of the directory read atomically.
@@ -441,14 +419,6 @@ impl Drop for Unlock<'_> {
 impl Drop for Attachment {
     fn drop(&mut self) {
         let is_own = self.forks == robust::forks();
-        if is_own
-            && let Some(seat) = self.seat.take()
-            // Only a fork's child has no keeper, and it is not this one.
-            && participant::leave(self.participants(), &seat).is_err()
-        {
-            // The kernel would mark a word that is not mapped any more; so it stays mapped.
-            std::mem::forget(self.mapping.take());
-        }
         drop(self.mapping.take());
         drop(self.file.take());
         if is_own && let Some(name) = self.name() {

@@ -4,7 +4,7 @@ use super::layout::Participant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::Ordering;
 use crate::raw::liveness;
-use crate::sys::{host, robust};
+use crate::sys::host;
 
 /// This process's entry in the table of one segment.
 #[derive(Debug)]
@@ -13,35 +13,15 @@ pub(crate) struct Seat {
     pub(crate) generation: u32,
 }
 
-/// How this process's word is kept.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Stay {
-    /// In the keeper's list: it can be given back.
-    UntilDetached,
-    /// In the list of this thread if that is the main one, for the life of the process; else as above.
-    ForGood,
-}
-
-/// Takes an entry that is free or whose process has ended.
+/// Takes an entry for this process, for good: one that is free, and was never used or has been cleared after its process.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::LimitReached`] if every entry belongs to a living process.
-pub(crate) fn sit(
-    table: &[Participant],
-    stay: Stay,
-    is_takeable: impl Fn(&Participant) -> bool,
-) -> Result<Seat> {
-    let is_main = robust::with(|thread| thread.tid() == std::process::id());
+/// [`ErrorKind::LimitReached`] if there is none.
+pub(crate) fn sit(table: &'static [Participant]) -> Result<Seat> {
     for (index, entry) in table.iter().enumerate() {
-        if liveness::is_claimed(&entry.word) || !is_takeable(entry) {
-            continue;
-        }
-        let claimed = match stay {
-            Stay::ForGood if is_main => liveness::claim_for_good(&entry.word),
-            _ => liveness::claim(&entry.word)?,
-        };
-        if claimed {
+        let is_vacant = !liveness::is_claimed(&entry.word) && entry.pid.load(Ordering::Acquire) == 0;
+        if is_vacant && liveness::claim(&entry.word)? {
             let generation = entry.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
             entry.started.store(host::own_start_time(), Ordering::Relaxed);
             entry.pid.store(std::process::id(), Ordering::Release);
@@ -50,19 +30,12 @@ pub(crate) fn sit(
     }
     Err(Error::new(
         ErrorKind::LimitReached,
-        format!("{} processes are attached already, which is the most it was created for", table.len()),
+        format!("{} processes take part already, which is the most there can be", table.len()),
     ))
 }
 
-/// Gives back an entry that [`sit`] took [until detached](Stay::UntilDetached).
-pub(crate) fn leave(table: &[Participant], seat: &Seat) -> Result<()> {
-    let entry = &table[seat.index];
-    entry.pid.store(0, Ordering::Release);
-    liveness::release(&entry.word)
-}
-
-/// Whether the process of an entry has ended for certain: its word is nobody's, and there is no such process any more. (The word alone
-/// would not do: a main thread may end before its process.)
+/// Whether the process of an entry has ended for certain: its word is nobody's, and there is no such process any more, with no thread
+/// left. (The word alone would not do: the other threads of a killed process may still be at their last instructions.)
 pub(crate) fn has_ended(entry: &Participant) -> bool {
     !liveness::is_claimed(&entry.word) && process_has_ended(entry)
 }

@@ -38,18 +38,20 @@ pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// When a process was started, in clock ticks since the boot; `None` if there is no such process or it has ended and only
-/// waits for its parent. ([proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html), fields 3 and 22.)
+/// When a process was started, in clock ticks since the boot; `None` if there is no such process, or it has ended with all its threads and
+/// only waits for its parent. A process whose main thread alone has ended lives.
+/// ([proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html), fields 3, 20 and 22.)
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may hold anything; what follows the last one is numbers.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
-    if matches!(state, "Z" | "X" | "x") {
+    let thread_count: u32 = fields.nth(16)?.parse().ok()?;
+    if matches!(state, "Z" | "X" | "x") && thread_count <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 /// When this process was started.

@@ -1,46 +1,55 @@
-//! A parked thread whose robust list vouches for the process.
+//! A thread that vouches for the process.
 //!
-//! The words that say "this process lives" must be marked when the *process* ends, whichever threads end before. So they hang
-//! in the list of a thread that never ends: the keeper. It is made at the first attach, sleeps in `pause` with every signal
-//! blocked, and is never joined. A child of a fork has no keeper and makes its own when it attaches.
+//! A word that says "this process lives" must be marked when the *process* ends, whichever threads end before. So it is owned by a thread
+//! that never ends: the keeper. It is made when first needed, sleeps with every signal blocked, and takes the words itself: were another
+//! thread to link them into its list, a kill between the two could leave a stale word (a model in `models/` shows how). A child of a
+//! fork has no keeper and makes its own.
 
 #![expect(unsafe_code, reason = "a thread with a small stack and blocked signals is made by pthread_create")]
 
 use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ptr::{null, null_mut};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread::Thread;
+use std::ptr::null_mut;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, PoisonError};
 
-use super::robust::{self, Parked};
-use crate::error::{Error, Result};
+use super::robust;
+use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::{AtomicPtr, Ordering};
 
-/// Enough for a thread that only sleeps.
-const STACK_SIZE: usize = 16 << 10;
+/// Enough for a thread that takes locks and sleeps.
+const STACK_SIZE: usize = 32 << 10;
 /// Where thread-local storage eats the small stack up, libc refuses it, and this one is tried.
 const LARGE_STACK_SIZE: usize = 1 << 20;
+
+/// What the keeper does for others, on its own thread.
+type Job = Box<dyn FnOnce() + Send>;
 
 struct Keeper {
     /// The process it lives in; see [`robust::forks`].
     forks: u32,
-    /// The private lock that guards its list.
-    list: Mutex<Parked>,
+    jobs: Sender<Job>,
 }
 
 /// Never freed: a process has one, and the child of a fork replaces it.
 static KEEPER: AtomicPtr<Keeper> = AtomicPtr::new(null_mut());
 
-/// Runs `f` on the keeper's list, with nobody else at it.
+/// Runs `job` on the keeper's thread and returns what it returns.
 ///
 /// # Errors
 ///
 /// If the thread cannot be made.
-pub(crate) fn with<R>(f: impl FnOnce(&Parked) -> R) -> Result<R> {
+pub(crate) fn run<R: Send + 'static>(job: impl FnOnce() -> R + Send + 'static) -> Result<R> {
     let keeper = keeper().map_err(|source| Error::os("its keeper thread cannot be started", source))?;
-    let list = keeper.list.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(f(&list))
+    let (answer, answered) = channel();
+    let gone = || Error::new(ErrorKind::Os, "its keeper thread has ended");
+    let job = move || {
+        // Whoever asked waits for the answer.
+        let _ = answer.send(job());
+    };
+    keeper.jobs.send(Box::new(job)).map_err(|_| gone())?;
+    answered.recv().map_err(|_| gone())
 }
 
 fn keeper() -> io::Result<&'static Keeper> {
@@ -53,8 +62,9 @@ fn keeper() -> io::Result<&'static Keeper> {
     if let Some(keeper) = current() {
         return Ok(keeper);
     }
-    let keeper: &'static Keeper =
-        Box::leak(Box::new(Keeper { forks: robust::forks(), list: Mutex::new(start()?) }));
+    let (jobs, received) = channel();
+    start(received)?;
+    let keeper: &'static Keeper = Box::leak(Box::new(Keeper { forks: robust::forks(), jobs }));
     KEEPER.store(std::ptr::from_ref(keeper).cast_mut(), Ordering::Release);
     Ok(keeper)
 }
@@ -65,28 +75,17 @@ fn current() -> Option<&'static Keeper> {
     (keeper.forks == robust::forks()).then_some(keeper)
 }
 
-/// What the new thread tells its creator.
-struct Birth {
-    parked: OnceLock<Parked>,
-    creator: Thread,
-}
-
-// SAFETY: `Parked` is Send; the `OnceLock` hands it over once, and the creator copies it out.
-unsafe impl Sync for Birth {}
-
-fn start() -> io::Result<Parked> {
-    let birth: &'static Birth =
-        Box::leak(Box::new(Birth { parked: OnceLock::new(), creator: std::thread::current() }));
-    with_all_signals_blocked(|| match create(birth, STACK_SIZE) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(birth, LARGE_STACK_SIZE),
+fn start(jobs: Receiver<Job>) -> io::Result<()> {
+    let jobs = Box::into_raw(Box::new(jobs));
+    let started = with_all_signals_blocked(|| match create(jobs, STACK_SIZE) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(jobs, LARGE_STACK_SIZE),
         created => created,
-    })?;
-    loop {
-        if let Some(parked) = birth.parked.get() {
-            return Ok(*parked);
-        }
-        std::thread::park();
+    });
+    if started.is_err() {
+        // SAFETY: from `Box::into_raw` above, and no thread got it.
+        drop(unsafe { Box::from_raw(jobs) });
     }
+    started
 }
 
 fn with_all_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
@@ -102,42 +101,36 @@ fn with_all_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-fn create(birth: &'static Birth, stack_size: usize) -> io::Result<()> {
+fn create(jobs: *mut Receiver<Job>, stack_size: usize) -> io::Result<()> {
     let check = |code: i32| if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) };
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     let attributes = attributes.as_mut_ptr();
     // SAFETY: `attributes` is memory for one.
     check(unsafe { libc::pthread_attr_init(attributes) })?;
-    let smallest = libc::PTHREAD_STACK_MIN.max(stack_size);
+    let size = libc::PTHREAD_STACK_MIN.max(stack_size);
     // SAFETY: `attributes` was initialised.
-    let sized = check(unsafe { libc::pthread_attr_setstacksize(attributes, smallest) });
+    let sized = check(unsafe { libc::pthread_attr_setstacksize(attributes, size) });
     // SAFETY: as above.
     let detached =
         check(unsafe { libc::pthread_attr_setdetachstate(attributes, libc::PTHREAD_CREATE_DETACHED) });
     let mut thread = MaybeUninit::<libc::pthread_t>::uninit();
-    let argument = std::ptr::from_ref(birth).cast_mut().cast::<c_void>();
     let created = sized.and(detached).and_then(|()| {
-        // SAFETY: `attributes` was initialised and set; `run` takes the leaked `birth`, which never dies.
-        check(unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes, run, argument) })
+        // SAFETY: `attributes` was initialised and set; `run_jobs` takes the box, which nobody else uses.
+        check(unsafe { libc::pthread_create(thread.as_mut_ptr(), attributes, run_jobs, jobs.cast()) })
     });
     // SAFETY: `attributes` was initialised and is not used again.
     unsafe { libc::pthread_attr_destroy(attributes) };
     created
 }
 
-extern "C" fn run(birth: *mut c_void) -> *mut c_void {
-    // SAFETY: `create` passes a leaked `Birth`.
-    let birth = unsafe { &*birth.cast::<Birth>() };
+extern "C" fn run_jobs(jobs: *mut c_void) -> *mut c_void {
+    // SAFETY: `create` passes a box that is this thread's from now on.
+    let jobs = unsafe { Box::from_raw(jobs.cast::<Receiver<Job>>()) };
     // SAFETY: PR_SET_NAME reads a string that ends in NUL.
-    unsafe { libc::prctl(libc::PR_SET_NAME, c"multiproc-keep".as_ptr(), null::<u8>()) };
-    let parked = Parked::this_thread();
-    if birth.parked.set(parked).is_ok() {
-        birth.creator.unpark();
-    }
-    loop {
-        // SAFETY: no preconditions; all signals are blocked, so it sleeps until the process ends.
-        unsafe { libc::pause() };
-    }
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"multiproc-keep".as_ptr()) };
+    // The sender is never dropped, so this never ends.
+    jobs.iter().for_each(|job| job());
+    null_mut()
 }
 
 #[cfg(test)]
@@ -146,10 +139,11 @@ mod tests {
 
     #[test]
     fn there_is_one_and_it_is_not_this_thread() {
-        let first = with(Parked::tid).unwrap();
-        let second = std::thread::spawn(|| with(Parked::tid).unwrap()).join().unwrap();
+        let tid = || robust::with(robust::Thread::tid);
+        let first = run(tid).unwrap();
+        let second = std::thread::spawn(move || run(tid).unwrap()).join().unwrap();
         assert_eq!(first, second);
         assert!(robust::is_own_thread(first));
-        robust::with(|thread| assert_ne!(thread.tid(), first));
+        assert_ne!(tid(), first);
     }
 }

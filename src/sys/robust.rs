@@ -56,13 +56,14 @@ pub(crate) struct Thread {
     /// 0 until it is asked for, and again in the child of a fork.
     tid: Cell<u32>,
     head: Cell<*const Head>,
-    /// How many nodes of ours are linked.
-    held: Cell<u32>,
+    /// How many nodes of ours are linked beside others: all of them, or all but the one that found the list empty. So a lock
+    /// that is held alone costs no counting.
+    nested: Cell<u32>,
 }
 
 thread_local! {
     static THREAD: Thread = const {
-        Thread { tid: Cell::new(0), head: Cell::new(null()), held: Cell::new(0) }
+        Thread { tid: Cell::new(0), head: Cell::new(null()), nested: Cell::new(0) }
     };
 }
 
@@ -70,14 +71,17 @@ thread_local! {
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
 /// Runs `f` with this thread's record, filled in.
+///
+/// Only the address is taken inside `LocalKey::with`, which is then inlined away; a whole fast path in it is not, and twice as slow.
 #[inline]
 pub(crate) fn with<R>(f: impl FnOnce(&Thread) -> R) -> R {
-    THREAD.with(|thread| {
-        if thread.tid.get() == 0 {
-            thread.register();
-        }
-        f(thread)
-    })
+    let thread = THREAD.with(std::ptr::from_ref);
+    // SAFETY: a thread-local without destructor lives as long as its thread, and the reference does not leave this call.
+    let thread = unsafe { &*thread };
+    if thread.tid.get() == 0 {
+        thread.register();
+    }
+    f(thread)
 }
 
 /// How many forks lie between this process and the start of its program. A handle that remembers another number was copied
@@ -127,7 +131,7 @@ impl Thread {
     /// Whether one more lock could be held without being lost to the kernel's limit.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
-        self.held.get() < HELD_MOST
+        self.nested.get() < HELD_MOST - 1
     }
 
     /// Names `node` as the lock that is being taken or given back: should the thread end now, the kernel looks at it too.
@@ -147,15 +151,17 @@ impl Thread {
     /// Puts `node` first in this thread's list.
     #[inline]
     pub(crate) fn link(&self, node: &Node) {
-        self.held.set(self.held.get() + 1);
-        link_into(self.head(), node);
+        if !link_into(self.head(), node) {
+            self.nested.set(self.nested.get() + 1);
+        }
     }
 
     /// Takes `node`, which is in this thread's list, out of it.
     #[inline]
     pub(crate) fn unlink(&self, node: &Node) {
-        self.held.set(self.held.get().saturating_sub(1));
-        unlink_from(self.head(), node);
+        if !unlink_from(self.head(), node) {
+            self.nested.set(self.nested.get().saturating_sub(1));
+        }
     }
 
     #[inline]
@@ -176,43 +182,10 @@ impl Thread {
         let head = robust_list_head()
             .expect("every Linux since 2.6.17 has a robust list, and create and open have asked");
         self.head.set(head);
-        self.held.set(0);
+        self.nested.set(0);
         // SAFETY: gettid has no preconditions and cannot fail.
         let tid = unsafe { libc::gettid() };
         self.tid.set(tid.unsigned_abs());
-    }
-}
-
-/// A parked thread's list, into which others of the process link nodes on its behalf.
-///
-/// The thread must be parked for good and must never touch its own list; whoever links or unlinks holds one private lock.
-#[derive(Clone, Copy)]
-pub(crate) struct Parked {
-    tid: u32,
-    head: *const Head,
-}
-
-// SAFETY: the head is reached only under the private lock that the type's contract names, and its thread never ends.
-unsafe impl Send for Parked {}
-
-impl Parked {
-    /// This thread's list. The caller is about to park for good.
-    pub(crate) fn this_thread() -> Parked {
-        with(|thread| Parked { tid: thread.tid(), head: thread.head.get() })
-    }
-
-    pub(crate) fn tid(&self) -> u32 {
-        self.tid
-    }
-
-    pub(crate) fn link(&self, node: &Node) {
-        // SAFETY: the parked thread never ends while the process lives, so its head stays; the private lock keeps others away.
-        link_into(unsafe { &*self.head }, node);
-    }
-
-    pub(crate) fn unlink(&self, node: &Node) {
-        // SAFETY: as in `link`.
-        unlink_from(unsafe { &*self.head }, node);
     }
 }
 
@@ -228,29 +201,39 @@ fn address_of(entry: usize) -> usize {
     entry & !1
 }
 
+/// Puts `node` first. Returns whether it is the only one.
 #[inline]
-fn link_into(head: &Head, node: &Node) {
+fn link_into(head: &Head, node: &Node) -> bool {
     let head_entry = (&raw const head.list).expose_provenance();
     let first = head.list.load(Ordering::Relaxed);
     node.next.store(first, Ordering::Relaxed);
     node.prev.store(head_entry, Ordering::Relaxed);
-    if address_of(first) != head_entry {
+    let is_only = first == head_entry;
+    if !is_only {
         store_word(address_of(first) - size_of::<usize>(), entry_of(node));
     }
     compiler_fence(Ordering::SeqCst);
     head.list.store(entry_of(node), Ordering::Relaxed);
+    is_only
 }
 
+/// Takes `node` out. Returns whether it was the only one.
 #[inline]
-fn unlink_from(head: &Head, node: &Node) {
+fn unlink_from(head: &Head, node: &Node) -> bool {
     let head_entry = (&raw const head.list).expose_provenance();
     let next = node.next.load(Ordering::Relaxed);
     let prev = node.prev.load(Ordering::Relaxed);
-    if address_of(next) != head_entry {
-        store_word(address_of(next) - size_of::<usize>(), prev);
+    let is_only = next == head_entry && prev == head_entry;
+    if is_only {
+        head.list.store(head_entry, Ordering::Relaxed);
+    } else {
+        if address_of(next) != head_entry {
+            store_word(address_of(next) - size_of::<usize>(), prev);
+        }
+        store_word(address_of(prev), next);
     }
-    store_word(address_of(prev), next);
     compiler_fence(Ordering::SeqCst);
+    is_only
 }
 
 /// Writes a link word of a neighbour: of one of our nodes, of libc's mutexes, or of the head.
@@ -308,7 +291,7 @@ extern "C" fn on_fork_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     THREAD.with(|thread| {
         thread.tid.set(0);
-        thread.held.set(0);
+        thread.nested.set(0);
     });
 }
 

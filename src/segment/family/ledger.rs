@@ -40,7 +40,7 @@ impl Hold {
     }
 
     /// Of an object that somebody else refers to, in a window that is mapped; `None` if it is gone, and the entry is free again.
-    pub(super) fn acquire(family: &Family, entry: &'static AtomicU64, place: Place) -> Option<Hold> {
+    pub(super) fn acquire(family: &'static Family, entry: &'static AtomicU64, place: Place) -> Option<Hold> {
         let header = family.header(place.offset());
         entry.store(entry_of(place, PENDING), Ordering::Release);
         // 0 stays 0: whoever brought it there frees the object.
@@ -104,7 +104,7 @@ impl FreeEntries {
 }
 
 /// Takes back what a dead process's ledger says it held.
-pub(super) fn take_back(family: &Family, entries: &[AtomicU64]) {
+pub(super) fn take_back(family: &'static Family, entries: &[AtomicU64]) {
     for entry in entries {
         let held = entry.swap(0, Ordering::AcqRel);
         let place = place_of(held);

@@ -14,8 +14,7 @@ use super::{CHUNK_SIZE, Family, Place, UNIT, generation_of, in_the_making, is_fr
 use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::{AtomicPtr, AtomicU64, Ordering};
 use crate::raw::lock::Linked;
-use crate::segment::layout::Participant;
-use crate::segment::participant::{self, Seat, Stay};
+use crate::segment::participant::{self, Seat};
 use crate::sys::clock::Deadline;
 use crate::sys::memory::Mapping;
 use crate::sys::{robust, shm};
@@ -57,7 +56,7 @@ pub(super) struct Room {
 static MEMBER: AtomicPtr<Member> = AtomicPtr::new(null_mut());
 
 /// This process's membership; it joins if it has not yet.
-pub(super) fn current(family: &Family) -> Result<&'static Member> {
+pub(super) fn current(family: &'static Family) -> Result<&'static Member> {
     static JOINING: Mutex<()> = Mutex::new(());
     if let Some(member) = joined() {
         return Ok(member);
@@ -66,9 +65,8 @@ pub(super) fn current(family: &Family) -> Result<&'static Member> {
     if let Some(member) = joined() {
         return Ok(member);
     }
-    // An entry is taken only where nobody has to be buried: chunks name their owner by it.
-    let is_takeable = |entry: &Participant| entry.pid.load(Ordering::Acquire) == 0;
-    let seat = participant::sit(family.participants(), Stay::ForGood, is_takeable)?;
+    // Where somebody has to be buried first the entry names a process: chunks name their owner by it.
+    let seat = participant::sit(family.participants())?;
     family.live().participants_used.fetch_max(seat.index as u64 + 1, Ordering::AcqRel);
     let member: &'static Member =
         Box::leak(Box::new(Member { seat, forks: robust::forks(), private: Mutex::default() }));
@@ -98,14 +96,14 @@ impl Member {
     }
 
     /// Gives away a zeroed place for an object of `size` bytes.
-    pub(super) fn allocate(&self, family: &Family, size: usize) -> Result<Room> {
+    pub(super) fn allocate(&self, family: &'static Family, size: usize) -> Result<Room> {
         match chunks::class_of(size) {
             Some(class) => self.allocate_slot(family, class),
             None => self.allocate_large(family, size),
         }
     }
 
-    fn allocate_slot(&self, family: &Family, class: usize) -> Result<Room> {
+    fn allocate_slot(&self, family: &'static Family, class: usize) -> Result<Room> {
         let slot_size = SLOT_SIZES[class];
         let mut private = self.private();
         let offset = match private.take_slot(class) {
@@ -138,7 +136,7 @@ impl Member {
         Ok(Room { place: place_at(offset, generation), base, mapping: None })
     }
 
-    fn allocate_large(&self, family: &Family, size: usize) -> Result<Room> {
+    fn allocate_large(&self, family: &'static Family, size: usize) -> Result<Room> {
         let count = size.div_ceil(CHUNK_SIZE);
         let mut private = self.private();
         private.sweep_large(family);
@@ -160,7 +158,7 @@ impl Member {
     }
 
     /// Claims chunks and reserves their pages, which read as zeros.
-    fn claim(&self, family: &Family, private: &mut Private, count: usize) -> Result<usize> {
+    fn claim(&self, family: &'static Family, private: &mut Private, count: usize) -> Result<usize> {
         let live = family.live();
         let hint = usize::try_from(live.chunk_hint.load(Ordering::Relaxed)).unwrap_or(0);
         let chunks = family.chunks();
@@ -186,12 +184,12 @@ impl Member {
     }
 
     /// Writes the reference to an object that is being built.
-    pub(super) fn hold_new(&self, family: &Family, place: Place) -> Result<Hold> {
+    pub(super) fn hold_new(&self, family: &'static Family, place: Place) -> Result<Hold> {
         Ok(Hold::of_new(self.entry(family)?, place))
     }
 
     /// Takes a reference to an object that somebody else holds.
-    pub(super) fn hold(&self, family: &Family, place: Place) -> Result<Hold> {
+    pub(super) fn hold(&self, family: &'static Family, place: Place) -> Result<Hold> {
         family.at(place.offset())?;
         let entry = self.entry(family)?;
         Hold::acquire(family, entry, place).ok_or_else(|| {
@@ -205,7 +203,7 @@ impl Member {
         self.private().entries.put(entry);
     }
 
-    fn entry(&self, family: &Family) -> Result<&'static AtomicU64> {
+    fn entry(&self, family: &'static Family) -> Result<&'static AtomicU64> {
         let mut private = self.private();
         if let Some(entry) = private.entries.take() {
             return Ok(entry);
@@ -219,11 +217,11 @@ impl Member {
     }
 
     /// Takes back what dead members held, and what they owned.
-    pub(super) fn bury_dead(&self, family: &Family) {
+    pub(super) fn bury_dead(&self, family: &'static Family) {
         self.bury_dead_into(family, &mut self.private());
     }
 
-    fn bury_dead_into(&self, family: &Family, private: &mut Private) {
+    fn bury_dead_into(&self, family: &'static Family, private: &mut Private) {
         let used =
             usize::try_from(family.live().participants_used.load(Ordering::Acquire)).unwrap_or(usize::MAX);
         for (index, entry) in family.participants().iter().enumerate().take(used) {
@@ -241,7 +239,7 @@ impl Member {
         }
     }
 
-    fn bury(&self, family: &Family, private: &mut Private, dead: u64) {
+    fn bury(&self, family: &'static Family, private: &mut Private, dead: u64) {
         let chunks = family.chunks();
         let used =
             usize::try_from(family.live().chunks_used.load(Ordering::Acquire)).unwrap_or(0).min(chunks.len());
@@ -298,7 +296,7 @@ fn place_at(offset: usize, generation: u32) -> Place {
 }
 
 /// The entries of a ledger chunk.
-fn ledger_of(family: &Family, chunk: usize) -> Result<&'static [AtomicU64]> {
+fn ledger_of(family: &'static Family, chunk: usize) -> Result<&'static [AtomicU64]> {
     let first = family.at(chunk * CHUNK_SIZE)?.cast::<AtomicU64>();
     // SAFETY: a chunk is 64 KiB of mapped memory, aligned to as much, and windows are never unmapped. Whoever reads or writes a ledger
     // does so atomically.
@@ -306,7 +304,7 @@ fn ledger_of(family: &Family, chunk: usize) -> Result<&'static [AtomicU64]> {
 }
 
 /// Gives chunks and their pages back to the family, the first chunk last: what begins there is the last to vanish.
-fn give_back(family: &Family, first: usize, count: usize) {
+fn give_back(family: &'static Family, first: usize, count: usize) {
     if shm::punch(&family.file, (first * CHUNK_SIZE) as u64, (count * CHUNK_SIZE) as u64).is_err() {
         // They would not read as zeros: nobody gets them again.
         return;
@@ -336,7 +334,7 @@ impl Private {
     }
 
     /// Finds the places of this class that were marked free, and gives chunks back that have become empty.
-    fn sweep(&mut self, family: &Family, class: usize) {
+    fn sweep(&mut self, family: &'static Family, class: usize) {
         let size = SLOT_SIZES[class];
         let mut emptied = Vec::new();
         for (&index, slots) in self.slots.iter_mut().filter(|(_, slots)| slots.class == class) {
@@ -363,7 +361,7 @@ impl Private {
         }
     }
 
-    fn give_back_if_empty(&mut self, family: &Family, index: usize) {
+    fn give_back_if_empty(&mut self, family: &'static Family, index: usize) {
         if let Some(slots) = self.slots.get(&index)
             && slots.is_empty()
         {
@@ -373,7 +371,7 @@ impl Private {
         }
     }
 
-    fn sweep_large(&mut self, family: &Family) {
+    fn sweep_large(&mut self, family: &'static Family) {
         self.large.retain(|&first| {
             if is_free(family.header(first * CHUNK_SIZE).state.load(Ordering::Acquire)) {
                 let count = chunks::large_range(family.chunks(), first).unwrap_or(1);

@@ -368,7 +368,7 @@ impl Family {
         unsafe { address.cast::<Live>().as_ref() }
     }
 
-    fn participants(&self) -> &[Participant] {
+    fn participants(&'static self) -> &'static [Participant] {
         // SAFETY: the table lies in the first window.
         let first = unsafe { self.base.add(PARTICIPANTS_OFFSET) };
         // SAFETY: its entries are atomics, aligned to 8; the mapping is never undone.

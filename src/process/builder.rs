@@ -1,0 +1,88 @@
+//! A process with more to say about it than its function.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::error::Result;
+use crate::process::start::{self, Order};
+use crate::process::task::Task;
+use crate::process::{Process, entry};
+
+/// How long a child may take to come up. Under a debugger, or on a machine that swaps, it may take seconds.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Says how a process is to be started, and [starts](Builder::spawn) it; from [`Process::builder`].
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use multiproc::Process;
+///
+/// # fn main() -> multiproc::Result<()> {
+/// let ticker = Process::builder()
+///     .name("ticker")
+///     .daemon()
+///     .start_timeout(Duration::from_secs(5))
+///     .spawn(|| loop { std::thread::park() }, ())?;
+/// assert!(ticker.is_daemon());
+/// ticker.kill()?;
+/// # ticker.join().map(|()| ()).unwrap_err();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing runs until `spawn`"]
+pub struct Builder {
+    name: Option<String>,
+    is_daemon: bool,
+    start_timeout: Duration,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Builder {
+        Builder { name: None, is_daemon: false, start_timeout: START_TIMEOUT }
+    }
+
+    /// Names the process, for errors, logs and `ps` (which shows 15 bytes). Names need not be unique. Default: `Process-N`.
+    pub fn name(mut self, name: impl Into<String>) -> Builder {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Has the process end when its parent ends, however that goes: with SIGTERM, and a second later with SIGKILL.
+    ///
+    /// It watches a descriptor of the parent *process*: that the thread which spawned it ends does not matter. The children
+    /// of a daemon are daemons (Python forbids a daemon to have any). This is not a Unix daemon: it stays in its session.
+    /// A hidden thread of the daemon does the watching, so `unshare(CLONE_NEWUSER)` fails there.
+    pub fn daemon(mut self) -> Builder {
+        self.is_daemon = true;
+        self
+    }
+
+    /// How long [`spawn`](Builder::spawn) waits for the process to unpack its arguments. Default: 30 s.
+    pub fn start_timeout(mut self, timeout: Duration) -> Builder {
+        self.start_timeout = timeout;
+        self
+    }
+
+    /// Starts the process: [`Process::spawn`] with these options.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Process::spawn`].
+    pub fn spawn<F, Args>(self, function: F, args: Args) -> Result<Process<F::Output>>
+    where
+        F: Task<Args, Output: Serialize + DeserializeOwned>,
+        Args: Serialize + DeserializeOwned,
+    {
+        // Only its type counts: it has no bytes.
+        let _ = function;
+        let routine = entry::routine_of::<F, Args>();
+        let order = Order { name: self.name, is_daemon: self.is_daemon, timeout: self.start_timeout };
+        let child = start::start(&order, routine, &args)?;
+        Ok(Process { child, returns: PhantomData })
+    }
+}
