@@ -10,6 +10,8 @@ mod handle;
 #[cfg(not(loom))]
 mod plain;
 mod primitive;
+#[cfg(not(loom))]
+pub mod process;
 mod raw;
 #[cfg(not(loom))]
 pub mod segment;
@@ -28,6 +30,8 @@ pub use error::{Error, ErrorKind, OwnerDied, Result, TryLockError};
 #[cfg(not(loom))]
 pub use plain::{Element, Integer, List, Number, Plain, Text};
 pub use primitive::Ordering;
+#[cfg(not(loom))]
+pub use process::{Process, ProcessError, active_children, cpu_count, current_process, parent_process};
 #[cfg(not(loom))]
 pub use segment::{RawSegment, Segment, SegmentOptions};
 #[cfg(not(loom))]

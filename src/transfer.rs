@@ -7,8 +7,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::ser::Error as _;
@@ -51,7 +50,7 @@ struct Outgoing {
 /// A message that has arrived. What it carries stays while this does, so that it can be unpacked more than once.
 pub(crate) struct Delivery {
     body: Vec<u8>,
-    incoming: Rc<RefCell<Incoming>>,
+    incoming: Arc<Mutex<Incoming>>,
     _holds: Vec<Hold>,
 }
 
@@ -70,7 +69,7 @@ struct Arrived {
 
 enum Context {
     Packing(Outgoing),
-    Unpacking(Rc<RefCell<Incoming>>),
+    Unpacking(Arc<Mutex<Incoming>>),
 }
 
 thread_local! {
@@ -184,7 +183,7 @@ impl Delivery {
             .collect();
         Ok(Delivery {
             body: body.to_vec(),
-            incoming: Rc::new(RefCell::new(Incoming { segments, failure: None })),
+            incoming: Arc::new(Mutex::new(Incoming { segments, failure: None })),
             _holds: holds,
         })
     }
@@ -192,10 +191,10 @@ impl Delivery {
     /// Decodes the value; the tickets in it become handles.
     pub(crate) fn unpack<T: DeserializeOwned>(&self) -> Result<T> {
         let undecodable = |why: String| Error::new(ErrorKind::Decode, format!("it cannot be decoded: {why}"));
-        let entered = Entered::push(Context::Unpacking(Rc::clone(&self.incoming)));
+        let entered = Entered::push(Context::Unpacking(Arc::clone(&self.incoming)));
         let decoded = postcard::take_from_bytes::<T>(&self.body);
         drop(entered);
-        let failure = self.incoming.borrow_mut().failure.take();
+        let failure = lock(&self.incoming).failure.take();
         let (value, rest) =
             decoded.map_err(|error| failure.unwrap_or_else(|| undecodable(error.to_string())))?;
         if rest.is_empty() {
@@ -247,6 +246,10 @@ impl Incoming {
     }
 }
 
+fn lock(incoming: &Mutex<Incoming>) -> MutexGuard<'_, Incoming> {
+    incoming.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs `f` on this thread's packing context.
 fn packing<R>(f: impl FnOnce(&mut Outgoing) -> R) -> Result<R, &'static str> {
     CONTEXTS.with_borrow_mut(|contexts| match contexts.last_mut() {
@@ -256,9 +259,9 @@ fn packing<R>(f: impl FnOnce(&mut Outgoing) -> R) -> Result<R, &'static str> {
 }
 
 /// This thread's unpacking context.
-fn unpacking() -> Result<Rc<RefCell<Incoming>>, &'static str> {
+fn unpacking() -> Result<Arc<Mutex<Incoming>>, &'static str> {
     CONTEXTS.with_borrow(|contexts| match contexts.last() {
-        Some(Context::Unpacking(incoming)) => Ok(Rc::clone(incoming)),
+        Some(Context::Unpacking(incoming)) => Ok(Arc::clone(incoming)),
         _ => Err(NOT_IN_TRANSFER),
     })
 }
@@ -288,11 +291,11 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
     found.map_err(|error| fail(&incoming, error))
 }
 
-fn find(incoming: &RefCell<Incoming>, ticket: Ticket, expected: &Shape) -> Result<Object> {
+fn find(incoming: &Mutex<Incoming>, ticket: Ticket, expected: &Shape) -> Result<Object> {
     match ticket {
         Ticket::Family(place) => Object::resolve(place, expected),
         Ticket::Segment { index, offset } => {
-            let attachment = incoming.borrow_mut().attachment(index)?;
+            let attachment = lock(incoming).attachment(index)?;
             let offset = usize::try_from(offset)
                 .map_err(|_| Error::new(ErrorKind::Decode, "an offset is too large"))?;
             Object::open_at(&attachment, offset, expected)
@@ -301,9 +304,9 @@ fn find(incoming: &RefCell<Incoming>, ticket: Ticket, expected: &Shape) -> Resul
 }
 
 /// Keeps the error for the end of the unpacking, and gives the wire format one of its own.
-fn fail<E: serde::de::Error>(incoming: &RefCell<Incoming>, error: Error) -> E {
+fn fail<E: serde::de::Error>(incoming: &Mutex<Incoming>, error: Error) -> E {
     let short = E::custom(&error);
-    incoming.borrow_mut().failure = Some(error);
+    lock(incoming).failure = Some(error);
     short
 }
 
@@ -319,7 +322,7 @@ impl<'de> Deserialize<'de> for Segment {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Segment, D::Error> {
         let incoming = unpacking().map_err(D::Error::custom)?;
         let index = u32::deserialize(deserializer)?;
-        let attachment = incoming.borrow_mut().attachment(index);
+        let attachment = lock(&incoming).attachment(index);
         let attachment = attachment.map_err(|error| fail(&incoming, error))?;
         Ok(Segment { attachment })
     }

@@ -836,11 +836,8 @@ fn look_at_descriptors() -> (Vec<String>, Vec<u32>) {
 #[test]
 fn child_gets_what_it_was_given_and_no_more() {
     let stat = File::open("/proc/self/stat").unwrap();
-    let look = || {
-        let stdin = fs::read_link("/proc/self/fd/0").unwrap().to_string_lossy().into_owned();
-        (look_at_descriptors(), stdin, std::env::var("MULTIPROC_HANDOVER").is_ok())
-    };
-    let ((open, inheritable), stdin, has_marker) = join(&Process::spawn(look, ()).unwrap()).unwrap();
+    let look = || (look_at_descriptors(), std::env::var("MULTIPROC_HANDOVER").is_ok());
+    let ((open, inheritable), has_marker) = join(&Process::spawn(look, ()).unwrap()).unwrap();
     assert!(
         !open.iter().any(|target| target.ends_with("/stat") || target.contains("multiproc-start")),
         "{open:?}"
@@ -850,9 +847,22 @@ fn child_gets_what_it_was_given_and_no_more() {
         look_at_descriptors().1,
         "nothing of ours goes on to the programs that the child executes"
     );
-    assert_eq!(stdin, "/dev/null");
     assert!(!has_marker);
     drop(stat);
+}
+
+#[test]
+fn stdin_is_the_null_device() {
+    fn with_another_stdin() -> [String; 2] {
+        let stdin = || fs::read_link("/proc/self/fd/0").unwrap().to_string_lossy().into_owned();
+        let other = File::open("/proc/version").unwrap();
+        // SAFETY: the call takes two numbers; nothing here reads from stdin.
+        assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), 0) }, 0);
+        let look = || fs::read_link("/proc/self/fd/0").unwrap().to_string_lossy().into_owned();
+        [stdin(), join(&Process::spawn(look, ()).unwrap()).unwrap()]
+    }
+    let seen = join(&Process::spawn(with_another_stdin, ()).unwrap()).unwrap();
+    assert_eq!(seen, ["/proc/version", "/dev/null"]);
 }
 
 #[test]
@@ -889,19 +899,19 @@ fn signals_are_sane() {
 
 #[test]
 fn fork_in_the_function_speaks_for_nobody() {
-    fn forking() -> bool {
+    fn forking() -> u32 {
         // SAFETY: this process has one thread.
-        let is_fork = unsafe { libc::fork() } == 0;
-        if !is_fork {
-            // The fork goes first.
+        if unsafe { libc::fork() } != 0 {
+            // The fork returns a value, and then this one is killed without any.
             // SAFETY: null is allowed where the status goes.
             while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } < 0 {}
+            current_process().kill().unwrap();
+            run_for_ever();
         }
-        is_fork
+        7
     }
     let child = Process::spawn(forking, ()).unwrap();
-    assert!(!join(&child).unwrap());
-    assert_eq!(child.exit_code(), Some(0));
+    assert!(matches!(join(&child), Err(ProcessError::Signaled { signal: libc::SIGKILL, .. })));
 }
 
 #[test]
