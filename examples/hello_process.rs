@@ -10,7 +10,7 @@ fn greet(name: String) {
     println!("hello {name}");
 }
 
-fn main() -> multiproc::Result<()> {
+pub(crate) fn main() -> multiproc::Result<()> {
     let child = Process::spawn(greet, ("bob".to_owned(),))?;
     child.join()?;
     Ok(())

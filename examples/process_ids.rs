@@ -12,7 +12,7 @@
 //! ```
 
 use multiproc::Process;
-use multiproc::process::{current_process, parent_process};
+use multiproc::{current_process, parent_process};
 
 fn info(title: &str) {
     println!("{title}");
@@ -27,7 +27,7 @@ fn f(name: String) {
     println!("hello {name}");
 }
 
-fn main() -> multiproc::Result<()> {
+pub(crate) fn main() -> multiproc::Result<()> {
     info("main line");
     Process::spawn(f, ("bob".to_owned(),))?.join()?;
     Ok(())

@@ -4,13 +4,13 @@
 /// opened as one.
 macro_rules! handle {
     ($handle:ident<T: $bound:ident>, $shape:expr) => {
-        impl<T> $handle<T> {
+        impl<T: $bound> $handle<T> {
             fn of(object: $crate::segment::object::Object) -> $handle<T> {
                 $handle { object, element: std::marker::PhantomData }
             }
         }
 
-        impl<T> Clone for $handle<T> {
+        impl<T: $bound> Clone for $handle<T> {
             fn clone(&self) -> $handle<T> {
                 $handle::of(self.object.clone())
             }

@@ -2,13 +2,13 @@
 
 // Under `--cfg loom` only the raw machines are built, on loom's atomics and a model of the kernel.
 #[cfg(not(loom))]
-mod array;
+pub mod array;
 #[cfg(not(loom))]
 mod error;
 #[cfg(not(loom))]
 mod handle;
 #[cfg(not(loom))]
-mod plain;
+pub mod plain;
 mod primitive;
 #[cfg(not(loom))]
 pub mod process;
@@ -24,20 +24,22 @@ mod transfer;
 pub mod value;
 
 #[cfg(not(loom))]
-pub use array::{Array, ArrayGuard, RawArray};
+pub use array::{locked::Array, raw::RawArray};
 #[cfg(not(loom))]
 pub use error::{Error, ErrorKind, OwnerDied, Result, TryLockError};
 #[cfg(not(loom))]
-pub use plain::{Element, Integer, List, Number, Plain, Text};
+pub use plain::{list::List, text::Text};
 pub use primitive::Ordering;
 #[cfg(not(loom))]
-pub use process::{Process, ProcessError, active_children, cpu_count, current_process, parent_process};
+pub use process::current::{active_children, cpu_count, current_process, parent_process};
 #[cfg(not(loom))]
-pub use segment::{RawSegment, Segment, SegmentOptions};
+pub use process::{handle::Process, outcome::ProcessError};
 #[cfg(not(loom))]
-pub use sync::Mutex;
+pub use segment::{named::Segment, raw::RawSegment};
 #[cfg(not(loom))]
-pub use value::{RawValue, Value};
+pub use sync::mutex::Mutex;
+#[cfg(not(loom))]
+pub use value::{locked::Value, raw::RawValue};
 
 /// For the macros and the tests of this crate alone: no promise is made of anything in here.
 #[cfg(not(loom))]

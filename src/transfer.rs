@@ -14,10 +14,11 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::segment::Attachment;
 use crate::segment::family::{self, Hold, Place};
 use crate::segment::layout::Shape;
+use crate::segment::named::Segment;
 use crate::segment::object::{Object, Whereabouts};
-use crate::segment::{Attachment, Segment};
 
 /// What a handle is in a message.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

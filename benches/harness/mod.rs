@@ -4,6 +4,8 @@
 //! Every figure is a median over rounds; a ratio is the median of the rounds' quotients. Nothing here asserts a time.
 
 #![allow(dead_code, reason = "each bench uses its part of it")]
+#![allow(clippy::disallowed_methods, reason = "a bench has a clock of its own")]
+#![allow(unsafe_code, reason = "pinning is the C library's")]
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -12,8 +12,8 @@ use crate::error::{OwnerDied, Result, TryLockError};
 use crate::handle::handle;
 use crate::plain::Element;
 use crate::raw::lock::{Busy, Held, Linked};
-use crate::segment::Segment;
 use crate::segment::layout::{ELEMENTS_OFFSET, Kind, WORD_OFFSET};
+use crate::segment::named::Segment;
 use crate::segment::object::Object;
 use crate::sync::busy;
 use crate::sys::clock::Deadline;
@@ -58,7 +58,7 @@ use crate::sys::clock::Deadline;
 /// # }
 /// ```
 #[doc(alias = "SynchronizedArray")]
-pub struct Array<T> {
+pub struct Array<T: Element> {
     object: Object,
     element: PhantomData<T>,
 }

@@ -1,12 +1,10 @@
 //! Arrays in shared memory: elements in place, in two forms.
 
 mod guard;
-mod locked;
-mod raw;
+pub(crate) mod locked;
+pub(crate) mod raw;
 
 pub use guard::ArrayGuard;
-pub use locked::Array;
-pub use raw::RawArray;
 
 use std::ops::Range;
 

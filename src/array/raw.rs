@@ -15,9 +15,9 @@ use crate::plain::{Element, Number};
 use crate::primitive::Ordering;
 use crate::raw::copy;
 use crate::segment::layout::{ELEMENTS_OFFSET, Kind};
+use crate::segment::named::Segment;
 use crate::segment::object::Object;
-use crate::segment::raw::Bytes;
-use crate::segment::{RawSegment, Segment};
+use crate::segment::raw::{Bytes, RawSegment};
 
 /// An array that processes share, without a lock: Python's `RawArray`, and the typed view of a [`RawSegment`].
 ///
@@ -44,7 +44,7 @@ use crate::segment::{RawSegment, Segment};
 /// # Ok(())
 /// # }
 /// ```
-pub struct RawArray<T> {
+pub struct RawArray<T: Element> {
     place: Place,
     elements: NonNull<u8>,
     len: usize,
@@ -403,13 +403,13 @@ impl Segment {
     }
 }
 
-impl<T> Clone for RawArray<T> {
+impl<T: Element> Clone for RawArray<T> {
     fn clone(&self) -> RawArray<T> {
         RawArray { place: self.place.clone(), ..*self }
     }
 }
 
-impl<T> fmt::Debug for RawArray<T> {
+impl<T: Element> fmt::Debug for RawArray<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RawArray").field("len", &self.len).finish_non_exhaustive()
     }

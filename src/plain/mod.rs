@@ -2,21 +2,19 @@
 //! fixed-capacity types that stand in for `String` and `Vec`.
 
 pub(crate) mod identity;
-mod list;
+pub(crate) mod list;
 pub(crate) mod number;
-mod text;
+pub(crate) mod text;
 
 use bytemuck::{CheckedBitPattern, NoUninit, Pod};
 
-pub use list::List;
 pub use number::{Integer, Number};
-pub use text::Text;
 
 /// A type whose value is its bytes: it can be copied into shared memory, and checked on its way out.
 ///
 /// It is implemented for every type that is bytemuck's `NoUninit + CheckedBitPattern`: integers, floats, `bool`, `char`,
 /// arrays of them, field-less enums and structs without padding, by deriving or with [`plain!`](crate::plain!). There is nothing to
-/// implement by hand. A `String` is not plain (its text lies elsewhere, in one process's memory); [`Text<N>`](Text) is.
+/// implement by hand. A `String` is not plain (its text lies elsewhere, in one process's memory); [`Text<N>`](crate::Text) is.
 ///
 /// # Examples
 ///
@@ -50,6 +48,8 @@ pub use text::Text;
 )]
 pub trait Plain: Copy + Send + Sync + 'static + sealed::Plain {}
 
+// Else the compiler speaks of bytemuck's traits, and not of what to use instead.
+#[diagnostic::do_not_recommend]
 impl<T: NoUninit + CheckedBitPattern + Send + Sync> Plain for T {}
 
 /// A plain type of which every bit pattern is a value, so that `&T` and `&mut [T]` may be handed out over shared memory.
@@ -73,6 +73,7 @@ impl<T: NoUninit + CheckedBitPattern + Send + Sync> Plain for T {}
 )]
 pub trait Element: Pod + Send + Sync + sealed::Element {}
 
+#[diagnostic::do_not_recommend]
 impl<T: Pod + Send + Sync> Element for T {}
 
 mod sealed {

@@ -108,7 +108,7 @@ pub(crate) fn name() -> &'static str {
 /// # Examples
 ///
 /// ```
-/// use multiproc::process::{current_process, parent_process};
+/// use multiproc::{current_process, parent_process};
 ///
 /// assert_eq!(current_process().name(), "MainProcess");
 /// assert!(parent_process().is_none());
@@ -315,7 +315,7 @@ pub(crate) fn fmt_child(f: &mut fmt::Formatter<'_>, title: &str, child: &Child) 
 /// # Examples
 ///
 /// ```
-/// use multiproc::{Process, process::current_process};
+/// use multiproc::{Process, current_process};
 ///
 /// # fn main() -> multiproc::Result<()> {
 /// let child = Process::builder().name("worker").spawn(|| current_process().name().to_owned(), ())?;
@@ -336,7 +336,7 @@ pub fn current_process() -> ProcessRef {
 /// # Examples
 ///
 /// ```
-/// use multiproc::{Process, process::parent_process};
+/// use multiproc::{Process, parent_process};
 ///
 /// # fn main() -> multiproc::Result<()> {
 /// let child = Process::spawn(|| parent_process().map(|parent| parent.pid()), ())?;
@@ -357,7 +357,7 @@ pub fn parent_process() -> Option<ProcessRef> {
 /// # Examples
 ///
 /// ```
-/// use multiproc::{Process, process::active_children};
+/// use multiproc::{Process, active_children};
 ///
 /// # fn main() -> multiproc::Result<()> {
 /// let child = Process::spawn(|| std::thread::park(), ())?;

@@ -52,3 +52,6 @@ impl Flip<'_> {
         self.copies[usize::from(version & 1 == 1)]
     }
 }
+
+#[cfg(all(test, loom))]
+mod models;

@@ -4,7 +4,9 @@
 
 #[cfg(not(loom))]
 pub(crate) mod copy;
+#[cfg_attr(loom, allow(dead_code, reason = "its callers are not built, and the models are tests"))]
 pub(crate) mod flip;
 #[cfg(not(loom))]
 pub(crate) mod liveness;
+#[cfg_attr(loom, allow(dead_code, reason = "its callers are not built, and the models are tests"))]
 pub(crate) mod lock;

@@ -6,9 +6,9 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::Segment;
 use super::attachment::reserve;
 use super::name::check_segment;
+use super::named::Segment;
 use super::options::SegmentOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::raw::copy;

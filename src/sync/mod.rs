@@ -1,6 +1,6 @@
 //! Synchronisation across processes.
 
-mod mutex;
+pub(crate) mod mutex;
 
+pub use mutex::MutexGuard;
 pub(crate) use mutex::busy;
-pub use mutex::{Mutex, MutexGuard};

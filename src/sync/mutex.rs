@@ -12,8 +12,8 @@ use crate::error::{OwnerDied, Result, TryLockError};
 use crate::handle::handle;
 use crate::plain::Element;
 use crate::raw::lock::{Busy, Held, Linked, RawLock};
-use crate::segment::Segment;
 use crate::segment::layout::{Shape, mutex_data_offset};
+use crate::segment::named::Segment;
 use crate::segment::object::Object;
 use crate::sys::clock::Deadline;
 
@@ -48,7 +48,7 @@ use crate::sys::clock::Deadline;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Mutex<T> {
+pub struct Mutex<T: Element> {
     object: Object,
     element: PhantomData<T>,
 }
@@ -230,7 +230,7 @@ fn write<T>(base: NonNull<u8>, data: T) {
     unsafe { place.cast::<T>().write(data) };
 }
 
-impl<T> fmt::Debug for Mutex<T> {
+impl<T: Element> fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Mutex").field(&self.object).finish()
     }

@@ -23,6 +23,7 @@ pub(crate) mod shm;
 pub(crate) mod spawn;
 
 #[cfg(loom)]
-mod model;
+#[allow(dead_code, reason = "its callers are the models, which are tests")]
+pub(crate) mod model;
 #[cfg(loom)]
 pub(crate) use model::{clock, futex, robust};

@@ -106,6 +106,8 @@ pub(crate) fn check_supported() -> Result<()> {
     static SUPPORTED: OnceLock<Result<(), String>> = OnceLock::new();
     SUPPORTED
         .get_or_init(|| {
+            // Handles remember the count of forks from here on, locks taken or not.
+            watch_forks();
             let head = robust_list_head().map_err(|error| error.to_string())?;
             // SAFETY: the head lies in this thread's control block, which lives as long as the thread.
             let offset = unsafe { (*head).futex_offset };
@@ -173,12 +175,7 @@ impl Thread {
 
     #[cold]
     fn register(&self) {
-        static FORK_HANDLER: OnceLock<()> = OnceLock::new();
-        FORK_HANDLER.get_or_init(|| {
-            // SAFETY: the handler is async-signal-safe: it stores to a thread-local without destructor and to atomics. If memory
-            // for it is short, a later fork without exec keeps its parent's TID, which is said in the docs of the locks.
-            unsafe { libc::pthread_atfork(None, None, Some(on_fork_child)) };
-        });
+        watch_forks();
         let head = robust_list_head()
             .expect("every Linux since 2.6.17 has a robust list, and create and open have asked");
         self.head.set(head);
@@ -284,6 +281,16 @@ fn lock_a_pthread_mutex() {
     unsafe { libc::pthread_mutex_destroy(mutex) };
     // SAFETY: initialised above, used for the last time.
     unsafe { libc::pthread_mutexattr_destroy(attributes) };
+}
+
+/// Has the child of every fork from now on know that it is one.
+fn watch_forks() {
+    static WATCHING: OnceLock<()> = OnceLock::new();
+    WATCHING.get_or_init(|| {
+        // SAFETY: the handler is async-signal-safe: it stores to a thread-local without destructor and to atomics.
+        let refused = unsafe { libc::pthread_atfork(None, None, Some(on_fork_child)) };
+        assert!(refused == 0, "no memory for a fork handler");
+    });
 }
 
 /// In the child of a fork: another TID, an empty list (libc has emptied it), and nothing of the parent's is ours.

@@ -168,8 +168,7 @@ pub(crate) fn status_of_name(name: &str) -> io::Result<Status> {
 /// Room on the file system that holds `file`, in bytes; `None` where it has no limit of its own.
 pub(crate) fn room(file: &File) -> io::Result<Option<u64>> {
     let status = fstatvfs(file)?;
-    let blocks: u64 = status.blocks();
-    Ok((blocks > 0).then(|| u64::from(status.blocks_available()).saturating_mul(status.fragment_size())))
+    Ok((status.blocks() > 0).then(|| status.blocks_available().saturating_mul(status.fragment_size())))
 }
 
 /// Makes `file` `size` bytes long, with every page reserved: a full file system is an error now, not a SIGBUS later.

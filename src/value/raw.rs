@@ -6,14 +6,14 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::{InvalidBits, read_only, store};
+use super::{InvalidBits, check_writable, store};
 use crate::error::Result;
 use crate::handle::handle;
 use crate::plain::number::is_number;
 use crate::plain::{Number, Plain};
 use crate::raw::copy;
-use crate::segment::Segment;
 use crate::segment::layout::{DATA_OFFSET, Kind, Shape};
+use crate::segment::named::Segment;
 use crate::segment::object::Object;
 
 /// A value that processes share, without a lock: Python's `RawValue`.
@@ -38,7 +38,7 @@ use crate::segment::object::Object;
 /// # Ok(())
 /// # }
 /// ```
-pub struct RawValue<T> {
+pub struct RawValue<T: Plain> {
     object: Object,
     element: PhantomData<T>,
 }
@@ -124,9 +124,7 @@ impl<T: Plain> RawValue<T> {
     #[doc(alias = "value")]
     #[inline]
     pub fn set(&self, value: T) {
-        if !self.object.is_writable() {
-            read_only(&self.object);
-        }
+        check_writable(&self.object);
         if is_number::<T>() {
             return store::store(&self.object, value);
         }
@@ -145,9 +143,7 @@ impl<T: Number> RawValue<T> {
     /// If the segment is attached read-only.
     #[inline]
     pub fn fetch_add(&self, value: T, order: crate::Ordering) -> T {
-        if !self.object.is_writable() {
-            read_only(&self.object);
-        }
+        check_writable(&self.object);
         store::fetch_add(&self.object, value, order)
     }
 }

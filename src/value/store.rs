@@ -105,7 +105,7 @@ impl<T: Plain> Words<T> {
     }
 
     #[inline]
-    fn to_value(self) -> Option<T> {
+    fn to_value(&self) -> Option<T> {
         let bytes = (&raw const self.value).cast::<u8>();
         // SAFETY: all bytes were set, to zero first.
         let bytes = unsafe { std::slice::from_raw_parts(bytes, size_of::<T>()) };
@@ -146,6 +146,7 @@ macro_rules! with_word {
     }};
 }
 
+#[expect(clippy::useless_conversion, reason = "one of the four sizes is that of the conversion's target")]
 #[inline]
 fn word_load<T>(object: &Object, order: Ordering) -> u64 {
     with_word!(T, object, |word, _bits| u64::from(word.load(order)))
@@ -156,6 +157,7 @@ fn word_store<T>(object: &Object, value: u64, order: Ordering) {
     with_word!(T, object, |word, bits| word.store(bits(value), order));
 }
 
+#[expect(clippy::useless_conversion, reason = "one of the four sizes is that of the conversion's target")]
 #[inline]
 fn word_compare_exchange<T>(object: &Object, old: u64, new: u64) -> Result<(), u64> {
     with_word!(T, object, |word, bits| word

@@ -1,5 +1,7 @@
 //! Arrays: slices under a lock, copies without one.
 
+#![expect(unsafe_code, reason = "slices of a raw array are handed out on the caller's word")]
+
 use multiproc::{Array, Error, ErrorKind, Ordering, Process, RawArray, Segment, TryLockError, plain};
 
 use super::{exists, unique};
@@ -61,7 +63,8 @@ fn any_element_and_any_length() -> multiproc::Result<()> {
 fn a_bad_index_panics_as_a_slice_does() -> multiproc::Result<()> {
     let cells = Array::from_iter(0..3)?;
     let raw = RawArray::from_iter(0..3)?;
-    let text = |panic: Box<dyn std::any::Any + Send>| panic.downcast_ref::<String>().cloned().unwrap_or_default();
+    let text =
+        |panic: Box<dyn std::any::Any + Send>| panic.downcast_ref::<String>().cloned().unwrap_or_default();
     let outside = std::panic::catch_unwind(|| cells.get(3)).unwrap_err();
     assert_eq!(text(outside), "index out of bounds: the len is 3 but the index is 3");
     let outside = std::panic::catch_unwind(|| raw.set(9, 1)).unwrap_err();
@@ -175,7 +178,8 @@ fn tally(counts: RawArray<u64>) {
 #[test]
 fn raw_arrays_have_atomic_elements() -> multiproc::Result<()> {
     let counts = RawArray::<u64>::new(10)?;
-    let children: Vec<_> = (0..2).map(|_| Process::spawn(tally, (counts.clone(),))).collect::<Result<_, _>>()?;
+    let children: Vec<_> =
+        (0..2).map(|_| Process::spawn(tally, (counts.clone(),))).collect::<Result<_, _>>()?;
     tally(counts.clone());
     for child in children {
         child.join()?;

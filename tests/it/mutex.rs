@@ -1,5 +1,7 @@
 //! The mutex: std's behaviour, and what a death adds to it.
 
+#![expect(clippy::disallowed_methods, reason = "deadlines are instants")]
+
 use std::time::{Duration, Instant};
 
 use multiproc::{ErrorKind, Mutex, Process, Segment, TryLockError};
@@ -17,7 +19,8 @@ fn deposit(account: Mutex<[i64; 2]>) {
 #[test]
 fn smoke() -> multiproc::Result<()> {
     let account = Mutex::new([0, 0])?;
-    let children: Vec<_> = (0..3).map(|_| Process::spawn(deposit, (account.clone(),))).collect::<Result<_, _>>()?;
+    let children: Vec<_> =
+        (0..3).map(|_| Process::spawn(deposit, (account.clone(),))).collect::<Result<_, _>>()?;
     deposit(account.clone());
     for child in children {
         child.join()?;

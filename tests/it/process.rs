@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use multiproc::process::{ProcessRef, active_children, cpu_count, current_process, parent_process};
+use multiproc::process::ProcessRef;
 use multiproc::{Array, Error, ErrorKind, Process, ProcessError, Value};
+use multiproc::{active_children, cpu_count, current_process, parent_process};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 /// Ends a hang, whatever its cause: a test that takes so long has failed.

@@ -1,7 +1,11 @@
 //! Values: numbers as atomics, everything else whole.
 
+#![expect(clippy::disallowed_methods, reason = "deadlines are instants")]
+
 use bytemuck::{CheckedBitPattern, NoUninit};
-use multiproc::{Error, ErrorKind, List, Ordering, Process, RawValue, Segment, Text, TryLockError, Value, plain};
+use multiproc::{
+    Error, ErrorKind, List, Ordering, Process, RawValue, Segment, Text, TryLockError, Value, plain,
+};
 
 use super::{exists, unique};
 
@@ -56,7 +60,10 @@ fn numbers_have_std_s_atomic_operations() -> multiproc::Result<()> {
     assert_eq!((n.fetch_max(9, SeqCst), n.fetch_min(1, SeqCst), n.get()), (5, 9, 1));
     assert_eq!(n.compare_exchange(1, 2, AcqRel, Relaxed), Ok(1));
     assert_eq!(n.compare_exchange(1, 3, AcqRel, Relaxed), Err(2));
-    assert_eq!((n.fetch_or(5, Relaxed), n.fetch_and(6, Relaxed), n.fetch_xor(1, Relaxed), n.get()), (2, 7, 6, 7));
+    assert_eq!(
+        (n.fetch_or(5, Relaxed), n.fetch_and(6, Relaxed), n.fetch_xor(1, Relaxed), n.get()),
+        (2, 7, 6, 7)
+    );
     n.store(i32::MAX, Relaxed);
     assert_eq!((n.fetch_add(1, Relaxed), n.get()), (i32::MAX, i32::MIN));
 
@@ -86,7 +93,10 @@ fn no_increment_of_any_process_is_lost() -> multiproc::Result<()> {
     for child in children {
         child.join()?;
     }
-    assert_eq!((small.get(), whole.get(), share.get(), pair.get()), ((8_000 % 256) as u8, 8_000, 4_000.0, [8_000, 16_000]));
+    assert_eq!(
+        (small.get(), whole.get(), share.get(), pair.get()),
+        ((8_000 % 256) as u8, 8_000, 4_000.0, [8_000, 16_000])
+    );
     Ok(())
 }
 

@@ -44,12 +44,7 @@ impl<S: Scenario> Campaign for S {
         let start = Instant::now();
         let mut log = Log::new(plan, self);
         let verdict = log.fill(self, plan).and_then(|()| log.verdict(self));
-        let tail = format!(
-            "{}({} runs, {:.1} s)",
-            log.sampling,
-            log.runs,
-            start.elapsed().as_secs_f64()
-        );
+        let tail = format!("{}({} runs, {:.1} s)", log.sampling, log.runs, start.elapsed().as_secs_f64());
         match verdict {
             Ok(text) => Ok(format!("{text} {tail}")),
             Err(text) => Err(format!("{text} {tail}")),
@@ -116,11 +111,7 @@ impl Log {
         let offset = plan.seed % self.stride;
         if self.stride > 1 {
             let Self { stride, .. } = self;
-            self.sampling = format!(
-                "every {stride}th step from {} on, seed {} ",
-                DENSE + offset,
-                plan.seed
-            );
+            self.sampling = format!("every {stride}th step from {} on, seed {} ", DENSE + offset, plan.seed);
         }
         let mut step = 0;
         loop {
@@ -154,22 +145,13 @@ impl Log {
                         stretch.runs += 1;
                         stretch.last = step;
                     }
-                    _ => self.stretches.push(Stretch {
-                        found,
-                        runs: 1,
-                        first: step,
-                        last: step,
-                    }),
+                    _ => self.stretches.push(Stretch { found, runs: 1, first: step, last: step }),
                 }
                 false
             }
             Err(Failure { kind, what }) => {
-                let line = format!(
-                    "step {} of {} at {}: {what}",
-                    outcome.steps, self.length, outcome.place
-                );
-                self.failures
-                    .push((line, kind.is_expected(scenario.expect())));
+                let line = format!("step {} of {} at {}: {what}", outcome.steps, self.length, outcome.place);
+                self.failures.push((line, kind.is_expected(scenario.expect())));
                 kind == FailureKind::Staging
             }
         }
@@ -177,35 +159,21 @@ impl Log {
 
     fn verdict<S: Scenario>(&self, scenario: &S) -> Result<String, String> {
         let expect = scenario.expect();
-        let unexpected: Vec<&str> = self
-            .failures
-            .iter()
-            .filter(|(_, expected)| !expected)
-            .map(|(line, _)| line.as_str())
-            .collect();
+        let unexpected: Vec<&str> =
+            self.failures.iter().filter(|(_, expected)| !expected).map(|(line, _)| line.as_str()).collect();
         if !unexpected.is_empty() {
             return Err(unexpected.join("; "));
         }
         if expect == Expect::Holds {
-            return self
-                .check_phases(scenario.phases())
-                .map(|()| format!("holds: {}", self.story()));
+            return self.check_phases(scenario.phases()).map(|()| format!("holds: {}", self.story()));
         }
-        let verb = if expect == Expect::Hangs {
-            "hangs"
-        } else {
-            "is violated"
-        };
+        let verb = if expect == Expect::Hangs { "hangs" } else { "is violated" };
         match self.failures.as_slice() {
-            [] => Err(format!(
-                "a control that must fail, and holds: {}",
-                self.story()
-            )),
+            [] => Err(format!("a control that must fail, and holds: {}", self.story())),
             [(line, _)] => Ok(format!("control, {verb} as it must: {line}")),
-            [(line, _), ..] => Ok(format!(
-                "control, {verb} as it must, {} times: {line}; …",
-                self.failures.len()
-            )),
+            [(line, _), ..] => {
+                Ok(format!("control, {verb} as it must, {} times: {line}; …", self.failures.len()))
+            }
         }
     }
 
@@ -214,22 +182,14 @@ impl Log {
         if phases.is_empty() {
             return Ok(());
         }
-        let found: Vec<&str> = self
-            .stretches
-            .iter()
-            .map(|stretch| stretch.found.as_str())
-            .collect();
+        let found: Vec<&str> = self.stretches.iter().map(|stretch| stretch.found.as_str()).collect();
         let mut rest = phases.iter();
         let in_order = found.iter().all(|word| rest.any(|phase| phase == word));
         let complete = self.stride > 1 || found.len() == phases.len();
         if in_order && complete {
             return Ok(());
         }
-        Err(format!(
-            "the answers must be {}, and are: {}",
-            phases.join(", then "),
-            self.story()
-        ))
+        Err(format!("the answers must be {}, and are: {}", phases.join(", then "), self.story()))
     }
 
     /// Who said what at which steps; or, where a race decides, how often.
@@ -242,14 +202,9 @@ impl Log {
             }
         }
         let parts: Vec<String> = if self.stretches.len() > words.len() + 2 {
-            words
-                .iter()
-                .map(|(word, runs)| format!("{word} {runs} times"))
-                .collect()
+            words.iter().map(|(word, runs)| format!("{word} {runs} times")).collect()
         } else {
-            let line = |Stretch {
-                            found, first, last, ..
-                        }: &Stretch| format!("{found} {first}–{last}");
+            let line = |Stretch { found, first, last, .. }: &Stretch| format!("{found} {first}–{last}");
             self.stretches.iter().map(line).collect()
         };
         parts.join(", ")

@@ -72,13 +72,7 @@ impl Child {
         let mut raw = 0;
         // `__WALL` has no effect on a plain fork's child and spares a thought about traced ones.
         // SAFETY: `raw` is writable for the length of the call.
-        let got = unsafe {
-            libc::waitpid(
-                self.pid,
-                &raw mut raw,
-                flags | libc::WUNTRACED | libc::__WALL,
-            )
-        };
+        let got = unsafe { libc::waitpid(self.pid, &raw mut raw, flags | libc::WUNTRACED | libc::__WALL) };
         if got != self.pid {
             return None;
         }
@@ -134,9 +128,7 @@ impl Child {
     pub(crate) fn answer(&mut self, slot: &Slot, deadline: Instant) -> Answer {
         loop {
             // The order matters: one that is dead now left its answer before, or never will.
-            let dead = self
-                .poll()
-                .filter(|status| !matches!(status, Status::Stopped(_)));
+            let dead = self.poll().filter(|status| !matches!(status, Status::Stopped(_)));
             match (slot.state(), dead) {
                 (state::DONE, _) => return Answer::Good(slot.text()),
                 (state::FAILED, _) => return Answer::Bad(slot.text()),
@@ -199,6 +191,5 @@ fn catch(body: impl FnOnce() -> Result<String, String>) -> Result<String, String
     panic::set_hook(Box::new(|panic| {
         LAST.with_borrow_mut(|last| *last = panic.to_string().replace('\n', " "));
     }));
-    panic::catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(LAST.with_borrow(String::clone)))
+    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|_| Err(LAST.with_borrow(String::clone)))
 }

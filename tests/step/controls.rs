@@ -17,15 +17,9 @@ use crate::tracer::Section;
 const CONTROL_WATCHDOG: Duration = Duration::from_secs(1);
 
 pub(crate) fn scenarios() -> Vec<Box<dyn Campaign>> {
-    #[cfg_attr(
-        not(target_env = "gnu"),
-        expect(unused_mut, reason = "the C library's mutex adds more")
-    )]
-    let mut all: Vec<Box<dyn Campaign>> = vec![
-        Box::new(Increment),
-        Box::new(TornPair),
-        Box::new(Unrecovered),
-    ];
+    #[cfg_attr(not(target_env = "gnu"), expect(unused_mut, reason = "the C library's mutex adds more"))]
+    let mut all: Vec<Box<dyn Campaign>> =
+        vec![Box::new(Increment), Box::new(TornPair), Box::new(Unrecovered)];
     #[cfg(target_env = "gnu")]
     all.extend(glibc::scenarios());
     all
@@ -99,10 +93,7 @@ impl Scenario for TornPair {
     }
 
     fn oracle(&self, pair: &Self::Stage, _: &Fate) -> Result<&'static str, String> {
-        match (
-            pair[0].load(Ordering::Relaxed),
-            pair[1].load(Ordering::Relaxed),
-        ) {
+        match (pair[0].load(Ordering::Relaxed), pair[1].load(Ordering::Relaxed)) {
             (0, 0) => Ok("old"),
             (1, 1) => Ok("new"),
             other => Err(format!("torn: {other:?}")),
@@ -118,10 +109,7 @@ const LOCKED: u32 = 1;
 const CONTENDED: u32 = 2;
 
 fn lock(word: &AtomicU32) {
-    if word
-        .compare_exchange(UNLOCKED, LOCKED, Ordering::Acquire, Ordering::Relaxed)
-        .is_err()
-    {
+    if word.compare_exchange(UNLOCKED, LOCKED, Ordering::Acquire, Ordering::Relaxed).is_err() {
         while word.swap(CONTENDED, Ordering::Acquire) != UNLOCKED {
             futex_wait(word, CONTENDED, None);
         }
@@ -184,78 +172,29 @@ mod glibc {
     use super::*;
 
     pub(super) fn scenarios() -> Vec<Box<dyn Campaign>> {
-        let plain =
-            |name, operation, cast: &[Role], blow, phases: &'static [&'static str]| Pthread {
-                name,
-                operation,
-                cast: cast.to_vec(),
-                blow,
-                expect: Expect::Holds,
-                phases,
-            };
+        let plain = |name, operation, cast: &[Role], blow, phases: &'static [&'static str]| Pthread {
+            name,
+            operation,
+            cast: cast.to_vec(),
+            blow,
+            expect: Expect::Holds,
+            phases,
+        };
         use Operation::{Lock, Unlock};
         let lost = Pthread {
             expect: Expect::Hangs,
-            ..plain(
-                "glibc-unlock-loses-wake-up",
-                Unlock,
-                &[Role::Sleeper, Role::Intruder],
-                Blow::Kill,
-                &[],
-            )
+            ..plain("glibc-unlock-loses-wake-up", Unlock, &[Role::Sleeper, Role::Intruder], Blow::Kill, &[])
         };
         let passers = [Role::Sleeper, Role::Passer, Role::Passer];
         vec![
             Box::new(lost),
-            Box::new(plain(
-                "glibc-lock-free",
-                Lock,
-                &[],
-                Blow::Kill,
-                &["clean", "owner died"],
-            )),
-            Box::new(plain(
-                "glibc-unlock-alone",
-                Unlock,
-                &[],
-                Blow::Kill,
-                &["owner died", "clean"],
-            )),
-            Box::new(plain(
-                "glibc-lock-contended",
-                Lock,
-                &[Role::Owner, Role::Sleeper],
-                Blow::Kill,
-                &[],
-            )),
-            Box::new(plain(
-                "glibc-lock-contended-stalled",
-                Lock,
-                &[Role::Owner],
-                Blow::Stall,
-                &[],
-            )),
-            Box::new(plain(
-                "glibc-lock-barged",
-                Lock,
-                &[Role::Barger],
-                Blow::Kill,
-                &[],
-            )),
-            Box::new(plain(
-                "glibc-unlock-passed",
-                Unlock,
-                &passers,
-                Blow::Kill,
-                &[],
-            )),
-            Box::new(plain(
-                "glibc-unlock-passed-stalled",
-                Unlock,
-                &passers,
-                Blow::Stall,
-                &[],
-            )),
+            Box::new(plain("glibc-lock-free", Lock, &[], Blow::Kill, &["clean", "owner died"])),
+            Box::new(plain("glibc-unlock-alone", Unlock, &[], Blow::Kill, &["owner died", "clean"])),
+            Box::new(plain("glibc-lock-contended", Lock, &[Role::Owner, Role::Sleeper], Blow::Kill, &[])),
+            Box::new(plain("glibc-lock-contended-stalled", Lock, &[Role::Owner], Blow::Stall, &[])),
+            Box::new(plain("glibc-lock-barged", Lock, &[Role::Barger], Blow::Kill, &[])),
+            Box::new(plain("glibc-unlock-passed", Unlock, &passers, Blow::Kill, &[])),
+            Box::new(plain("glibc-unlock-passed-stalled", Unlock, &passers, Blow::Stall, &[])),
         ]
     }
 
@@ -298,13 +237,9 @@ mod glibc {
             // SAFETY: `attributes` is writable.
             check(unsafe { libc::pthread_mutexattr_init(attributes) });
             // SAFETY: initialised above.
-            check(unsafe {
-                libc::pthread_mutexattr_setpshared(attributes, libc::PTHREAD_PROCESS_SHARED)
-            });
+            check(unsafe { libc::pthread_mutexattr_setpshared(attributes, libc::PTHREAD_PROCESS_SHARED) });
             // SAFETY: initialised above.
-            check(unsafe {
-                libc::pthread_mutexattr_setrobust(attributes, libc::PTHREAD_MUTEX_ROBUST)
-            });
+            check(unsafe { libc::pthread_mutexattr_setrobust(attributes, libc::PTHREAD_MUTEX_ROBUST) });
             // SAFETY: nobody else has the mutex yet; the attributes are initialised.
             check(unsafe { libc::pthread_mutex_init(robust.mutex.get(), attributes) });
             robust
@@ -329,12 +264,7 @@ mod glibc {
     }
 
     fn check(code: i32) {
-        assert_eq!(
-            code,
-            0,
-            "pthread: {}",
-            std::io::Error::from_raw_os_error(code)
-        );
+        assert_eq!(code, 0, "pthread: {}", std::io::Error::from_raw_os_error(code));
     }
 
     impl Scenario for Pthread {
@@ -357,11 +287,7 @@ mod glibc {
         }
 
         fn watchdog(&self) -> Duration {
-            if self.expect == Expect::Holds {
-                Duration::from_secs(30)
-            } else {
-                CONTROL_WATCHDOG
-            }
+            if self.expect == Expect::Holds { Duration::from_secs(30) } else { CONTROL_WATCHDOG }
         }
 
         fn phases(&self) -> &'static [&'static str] {
@@ -401,14 +327,10 @@ mod glibc {
             let certain = match fate {
                 Fate { killed: false, .. } => Some(0),
                 Fate { finished: true, .. } => Some(u32::from(self.operation == Operation::Lock)),
-                Fate {
-                    finished: false, ..
-                } => None,
+                Fate { finished: false, .. } => None,
             };
             match told {
-                _ if certain.is_some_and(|certain| told != certain) => {
-                    Err(format!("{told} deaths reported"))
-                }
+                _ if certain.is_some_and(|certain| told != certain) => Err(format!("{told} deaths reported")),
                 0 => Ok("clean"),
                 1 => Ok("owner died"),
                 _ => Err(format!("{told} deaths reported")),

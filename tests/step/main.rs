@@ -13,7 +13,6 @@
 //! emulators) it says so and counts everything as skipped.
 
 #![expect(
-    clippy::disallowed_types,
     clippy::disallowed_methods,
     reason = "the judge shares neither atomics nor clock with the crate that it judges"
 )]
@@ -66,21 +65,13 @@ fn main() -> ExitCode {
             Ok(text) => ("ok  ", text),
             Err(text) => ("FAIL", text),
         };
-        *(if word == "FAIL" {
-            &mut failed
-        } else {
-            &mut passed
-        }) += 1;
+        *(if word == "FAIL" { &mut failed } else { &mut passed }) += 1;
         println!("{word} {}: {text}", scenario.name());
         // A reader that went away is no reason to stop testing.
         let _ = std::io::stdout().flush();
     }
     println!("{passed} passed, {failed} failed");
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn tool_works() -> Result<(), String> {
@@ -105,14 +96,9 @@ struct Options {
 
 impl Options {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let mut options = Self {
-            plan: Plan {
-                full: false,
-                seed: clock,
-            },
+            plan: Plan { full: false, seed: clock },
             list: false,
             none: false,
             exact: false,
@@ -124,26 +110,21 @@ impl Options {
                 Some((name, value)) if name.starts_with('-') => (name, Some(value.to_owned())),
                 _ => (argument.as_str(), None),
             };
-            let mut value = || {
-                value
-                    .take()
-                    .or_else(|| arguments.next())
-                    .ok_or(format!("{name} needs a value"))
-            };
+            let mut value =
+                || value.take().or_else(|| arguments.next()).ok_or(format!("{name} needs a value"));
             match name {
                 "--full" => options.plan.full = true,
                 "--seed" => {
-                    options.plan.seed = value()?
-                        .parse()
-                        .map_err(|error| format!("--seed: {error}"))?
+                    options.plan.seed = value()?.parse().map_err(|error| format!("--seed: {error}"))?
                 }
                 "--filter" => options.filters.push(value()?),
                 "--skip" => options.skips.push(value()?),
                 "--exact" => options.exact = true,
                 "--list" => options.list = true,
                 "--ignored" => options.none = true,
-                "--test-threads" | "--format" | "--color" | "--logfile" | "--shuffle-seed"
-                | "-Z" => drop(value()?),
+                "--test-threads" | "--format" | "--color" | "--logfile" | "--shuffle-seed" | "-Z" => {
+                    drop(value()?)
+                }
                 _ if name.starts_with('-') => {}
                 _ => options.filters.push(argument),
             }
@@ -153,11 +134,7 @@ impl Options {
 
     fn chooses(&self, name: &str) -> bool {
         let matches = |filter: &String| {
-            if self.exact {
-                name == filter
-            } else {
-                name.contains(filter.as_str())
-            }
+            if self.exact { name == filter } else { name.contains(filter.as_str()) }
         };
         !self.none
             && (self.filters.is_empty() || self.filters.iter().any(matches))

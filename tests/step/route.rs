@@ -61,11 +61,7 @@ impl Trail {
             // The start itself may or may not count as a visit to it.
             if visits + rest < least && !repeats && address != start {
                 least = visits + rest;
-                best = Some(Landmark {
-                    address,
-                    visits,
-                    steps,
-                });
+                best = Some(Landmark { address, visits, steps });
             }
         }
         best

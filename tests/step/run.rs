@@ -54,39 +54,24 @@ pub(crate) enum FailureKind {
 impl FailureKind {
     /// Whether this is what `expect` waits for.
     pub(crate) fn is_expected(self, expect: Expect) -> bool {
-        matches!(
-            (self, expect),
-            (Self::Hang, Expect::Hangs) | (Self::Violation, Expect::Violates)
-        )
+        matches!((self, expect), (Self::Hang, Expect::Hangs) | (Self::Violation, Expect::Violates))
     }
 }
 
 fn hang(what: String) -> Failure {
-    Failure {
-        kind: FailureKind::Hang,
-        what,
-    }
+    Failure { kind: FailureKind::Hang, what }
 }
 
 fn violation(what: String) -> Failure {
-    Failure {
-        kind: FailureKind::Violation,
-        what,
-    }
+    Failure { kind: FailureKind::Violation, what }
 }
 
 fn staging(what: String) -> Failure {
-    Failure {
-        kind: FailureKind::Staging,
-        what,
-    }
+    Failure { kind: FailureKind::Staging, what }
 }
 
 fn astray() -> Failure {
-    Failure {
-        kind: FailureKind::Astray,
-        what: "the victim went another way".into(),
-    }
+    Failure { kind: FailureKind::Astray, what: "the victim went another way".into() }
 }
 
 /// A peer and its line to us.
@@ -99,12 +84,7 @@ struct Peer<'board> {
 
 /// Runs `scenario` once; the blow falls after `step` steps, or at the end of the operation if that comes first.
 /// With a `landmark`, the victim runs there before it is stepped.
-pub(crate) fn run<S: Scenario>(
-    scenario: &S,
-    blow: Blow,
-    step: u64,
-    landmark: Option<Landmark>,
-) -> Outcome {
+pub(crate) fn run<S: Scenario>(scenario: &S, blow: Blow, step: u64, landmark: Option<Landmark>) -> Outcome {
     let board = Board::new();
     let stage = scenario.prepare();
     assert_single_threaded();
@@ -115,14 +95,7 @@ pub(crate) fn run<S: Scenario>(
         finished: false,
         counters: Vec::new(),
     };
-    outcome.found = play(
-        scenario,
-        &stage,
-        &board,
-        blow,
-        (step, landmark),
-        &mut outcome,
-    );
+    outcome.found = play(scenario, &stage, &board, blow, (step, landmark), &mut outcome);
     outcome
 }
 
@@ -135,12 +108,9 @@ fn play<S: Scenario>(
     outcome: &mut Outcome,
 ) -> Result<String, Failure> {
     let patience = scenario.watchdog();
-    let mut tracee = Tracee::start(
-        board,
-        |section| scenario.victim(stage, section),
-        Instant::now() + BEDTIME,
-    )
-    .map_err(staging)?;
+    let mut tracee =
+        Tracee::start(board, |section| scenario.victim(stage, section), Instant::now() + BEDTIME)
+            .map_err(staging)?;
     let mut peers = raise(scenario, stage, board);
     set_scene(&mut peers)?;
 
@@ -192,35 +162,16 @@ fn play<S: Scenario>(
     }
     for peer in peers.iter_mut().filter(|peer| peer.role == Role::Idle) {
         peer.slot.give(cue::ENTER);
-        finish(
-            &mut peer.child,
-            peer.slot,
-            &peer.name,
-            Instant::now() + patience,
-        )?;
+        finish(&mut peer.child, peer.slot, &peer.name, Instant::now() + patience)?;
     }
 
-    let fate = Fate {
-        killed: blow == Blow::Kill,
-        finished: outcome.finished,
-    };
-    let mut oracle = Child::fork(&board.oracle, || {
-        scenario.oracle(stage, &fate).map(str::to_owned)
-    });
-    finish(
-        &mut oracle,
-        &board.oracle,
-        "the oracle",
-        Instant::now() + patience,
-    )
+    let fate = Fate { killed: blow == Blow::Kill, finished: outcome.finished };
+    let mut oracle = Child::fork(&board.oracle, || scenario.oracle(stage, &fate).map(str::to_owned));
+    finish(&mut oracle, &board.oracle, "the oracle", Instant::now() + patience)
 }
 
 /// Forks the peers, who wait for their cues.
-fn raise<'board, S: Scenario>(
-    scenario: &S,
-    stage: &S::Stage,
-    board: &'board Board,
-) -> Vec<Peer<'board>> {
+fn raise<'board, S: Scenario>(scenario: &S, stage: &S::Stage, board: &'board Board) -> Vec<Peer<'board>> {
     let cast = scenario.cast();
     assert!(cast.len() <= PEERS, "{} peers at most", PEERS);
     cast.into_iter()
@@ -242,12 +193,7 @@ fn raise<'board, S: Scenario>(
                 }
                 Ok(String::new())
             });
-            Peer {
-                role,
-                name: format!("peer {index} ({role:?})"),
-                child,
-                slot,
-            }
+            Peer { role, name: format!("peer {index} ({role:?})"), child, slot }
         })
         .collect()
 }
@@ -265,10 +211,7 @@ fn set_scene(peers: &mut [Peer<'_>]) -> Result<(), Failure> {
             };
             if came != wanted {
                 let text = peer.slot.text();
-                return Err(staging(format!(
-                    "{} is {came:?} before the first step {text}",
-                    peer.name
-                )));
+                return Err(staging(format!("{} is {came:?} before the first step {text}", peer.name)));
             }
         }
     }
@@ -276,12 +219,7 @@ fn set_scene(peers: &mut [Peer<'_>]) -> Result<(), Failure> {
 }
 
 /// Lets the victim do `step` steps. One that falls asleep on the way is the owners' cue to leave.
-fn walk(
-    tracee: &mut Tracee,
-    peers: &[Peer<'_>],
-    step: u64,
-    patience: Duration,
-) -> Result<(), Failure> {
+fn walk(tracee: &mut Tracee, peers: &[Peer<'_>], step: u64, patience: Duration) -> Result<(), Failure> {
     let _shared = tracee.share_cpu();
     while tracee.steps() < step {
         match tracee.stop() {
@@ -293,10 +231,7 @@ fn walk(
                 }
                 let woken = tracee.await_wake(Instant::now() + patience);
                 if let Ok(Stop::Asleep) = woken {
-                    return Err(hang(format!(
-                        "the victim never wakes at step {}",
-                        tracee.steps()
-                    )));
+                    return Err(hang(format!("the victim never wakes at step {}", tracee.steps())));
                 }
                 woken
             }
@@ -308,10 +243,7 @@ fn walk(
 
 /// Lets those act who wait for the victim to stand still, one after the other.
 fn act(peers: &mut [Peer<'_>]) {
-    for peer in peers
-        .iter_mut()
-        .filter(|peer| matches!(peer.role, Role::Intruder | Role::Passer))
-    {
+    for peer in peers.iter_mut().filter(|peer| matches!(peer.role, Role::Intruder | Role::Passer)) {
         peer.slot.give(cue::ENTER);
         // Any answer will do: the victim may well hold what the peer wants.
         settle(peer, GRACE);
@@ -341,11 +273,7 @@ fn settle(peer: &mut Peer<'_>, limit: Duration) -> Came {
                 return Came::Asleep;
             }
             _ if Instant::now() >= deadline => return Came::Nowhere,
-            _ if matches!(
-                peer.child.poll(),
-                Some(Status::Exited(_) | Status::Killed(_))
-            ) =>
-            {
+            _ if matches!(peer.child.poll(), Some(Status::Exited(_) | Status::Killed(_))) => {
                 return Came::Through;
             }
             _ => Child::doze(peer.slot, seen),
@@ -353,12 +281,7 @@ fn settle(peer: &mut Peer<'_>, limit: Duration) -> Came {
     }
 }
 
-fn finish(
-    child: &mut Child,
-    slot: &Slot,
-    name: &str,
-    deadline: Instant,
-) -> Result<String, Failure> {
+fn finish(child: &mut Child, slot: &Slot, name: &str, deadline: Instant) -> Result<String, Failure> {
     match child.answer(slot, deadline) {
         Answer::Good(text) => Ok(text),
         Answer::Bad(text) => Err(violation(format!("{name}: {text}"))),

@@ -52,14 +52,8 @@ impl<T: InPlace> Shared<T> {
                 0,
             )
         };
-        assert_ne!(
-            address,
-            libc::MAP_FAILED,
-            "mmap: {}",
-            io::Error::last_os_error()
-        );
-        let place =
-            NonNull::new(address.cast::<T>()).expect("the kernel maps nothing at null unasked");
+        assert_ne!(address, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
+        let place = NonNull::new(address.cast::<T>()).expect("the kernel maps nothing at null unasked");
         // SAFETY: the mapping is ours alone so far, writable, page-aligned and as large as `T`.
         unsafe { place.write(value) };
         Self { place }
@@ -93,15 +87,7 @@ pub(crate) fn futex_wait(word: &AtomicU32, value: u32, timeout: Option<Duration>
     let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
     // Every answer (woken, changed, interrupted, late) means "look again" to the caller.
     // SAFETY: the word and the time-out are valid for the length of the call.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            value,
-            limit,
-        )
-    };
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, limit) };
 }
 
 /// Wakes `count` sleepers of `word`.
@@ -179,22 +165,13 @@ impl Slot {
             length += 1;
         }
         self.length.store(length, Ordering::Relaxed);
-        self.report(if answer.is_ok() {
-            state::DONE
-        } else {
-            state::FAILED
-        });
+        self.report(if answer.is_ok() { state::DONE } else { state::FAILED });
     }
 
     /// The answer that was left.
     pub(crate) fn text(&self) -> String {
         let length = self.length.load(Ordering::Relaxed) as usize;
-        let bytes: Vec<u8> = self
-            .text
-            .iter()
-            .take(length)
-            .map(|byte| byte.load(Ordering::Relaxed))
-            .collect();
+        let bytes: Vec<u8> = self.text.iter().take(length).map(|byte| byte.load(Ordering::Relaxed)).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -233,10 +210,6 @@ unsafe impl InPlace for Board {}
 
 impl Board {
     pub(crate) fn new() -> Shared<Self> {
-        Shared::new(Self {
-            victim: Slot::new(),
-            oracle: Slot::new(),
-            peers: [const { Slot::new() }; PEERS],
-        })
+        Shared::new(Self { victim: Slot::new(), oracle: Slot::new(), peers: [const { Slot::new() }; PEERS] })
     }
 }

@@ -49,12 +49,7 @@ mod machine {
     #[inline(always)]
     pub(super) fn end_marker() {
         // SAFETY: `nop dword ptr [rax + …]` with a number of ours for the distance; it reads no memory.
-        unsafe {
-            std::arch::asm!(
-                ".byte 0x0F, 0x1F, 0x80, 0x73, 0x74, 0x65, 0x70",
-                options(nostack)
-            )
-        };
+        unsafe { std::arch::asm!(".byte 0x0F, 0x1F, 0x80, 0x73, 0x74, 0x65, 0x70", options(nostack)) };
     }
 
     pub(super) fn is_end_marker(code: u64) -> bool {
@@ -70,10 +65,7 @@ mod machine {
         let registers = std::mem::offset_of!(libc::user, u_debugreg);
         let control = registers + 7 * size_of::<u64>();
         // The lowest bit of the control register switches the first breakpoint on, as one on execution.
-        Some([
-            (registers, address as usize),
-            (control, usize::from(address != 0)),
-        ])
+        Some([(registers, address as usize), (control, usize::from(address != 0))])
     }
 
     pub(super) fn counter(registers: &mut libc::user_regs_struct) -> &mut u64 {
@@ -201,11 +193,7 @@ impl Tracee {
                 None => std::thread::sleep(SHORT_NAP),
             }
         }
-        tracee.request(
-            libc::PTRACE_SETOPTIONS.into(),
-            0,
-            libc::PTRACE_O_EXITKILL as usize,
-        )?;
+        tracee.request(libc::PTRACE_SETOPTIONS.into(), 0, libc::PTRACE_O_EXITKILL as usize)?;
         tracee.move_counter(machine::START_SIZE)?;
         tracee.look()?;
         tracee.counters.push(tracee.counter);
@@ -254,10 +242,7 @@ impl Tracee {
     fn set_breakpoint(&self, address: u64) -> bool {
         machine::breakpoint(address).is_some_and(|pokes| {
             let mut pokes = pokes.into_iter();
-            pokes.all(|(offset, value)| {
-                self.request(libc::PTRACE_POKEUSER.into(), offset, value)
-                    .is_ok()
-            })
+            pokes.all(|(offset, value)| self.request(libc::PTRACE_POKEUSER.into(), offset, value).is_ok())
         })
     }
 
@@ -341,10 +326,7 @@ impl Tracee {
                 self.counters.push(self.counter);
             }
             Some(Status::Killed(signal)) => {
-                return Err(format!(
-                    "died of signal {signal} at {}",
-                    place(self.counter)
-                ));
+                return Err(format!("died of signal {signal} at {}", place(self.counter)));
             }
             Some(Status::Exited(code)) => {
                 return Err(format!("exited with {code} inside its section"));
@@ -423,21 +405,13 @@ impl Tracee {
             Err(_) => self.peek(self.counter - skip)? >> (8 * skip),
         };
         self.instruction = code;
-        self.stop = if machine::is_end_marker(code) {
-            Stop::End
-        } else {
-            Stop::Inside
-        };
+        self.stop = if machine::is_end_marker(code) { Stop::End } else { Stop::Inside };
         Ok(())
     }
 
     fn peek(&self, address: u64) -> Result<u64, String> {
         let mut word = 0_u64;
-        self.request(
-            libc::PTRACE_PEEKTEXT.into(),
-            address as usize,
-            (&raw mut word).expose_provenance(),
-        )?;
+        self.request(libc::PTRACE_PEEKTEXT.into(), address as usize, (&raw mut word).expose_provenance())?;
         Ok(word)
     }
 
@@ -445,8 +419,7 @@ impl Tracee {
         let mut registers = self.registers()?;
         let counter = machine::counter(&mut registers);
         *counter = counter.wrapping_add(distance);
-        self.exchange(libc::PTRACE_SETREGSET.into(), ptr::from_mut(&mut registers))
-            .map(drop)
+        self.exchange(libc::PTRACE_SETREGSET.into(), ptr::from_mut(&mut registers)).map(drop)
     }
 
     fn registers(&self) -> Result<libc::user_regs_struct, String> {
@@ -459,20 +432,10 @@ impl Tracee {
         Ok(unsafe { registers.assume_init() })
     }
 
-    fn exchange(
-        &self,
-        request: c_long,
-        registers: *mut libc::user_regs_struct,
-    ) -> Result<usize, String> {
-        let mut part = libc::iovec {
-            iov_base: registers.cast(),
-            iov_len: size_of::<libc::user_regs_struct>(),
-        };
-        self.request(
-            request,
-            libc::NT_PRSTATUS as usize,
-            (&raw mut part).expose_provenance(),
-        )?;
+    fn exchange(&self, request: c_long, registers: *mut libc::user_regs_struct) -> Result<usize, String> {
+        let mut part =
+            libc::iovec { iov_base: registers.cast(), iov_len: size_of::<libc::user_regs_struct>() };
+        self.request(request, libc::NT_PRSTATUS as usize, (&raw mut part).expose_provenance())?;
         Ok(part.iov_len)
     }
 
@@ -496,8 +459,7 @@ impl Drop for SharedCpu {
 fn cpus_of_caller() -> Option<libc::cpu_set_t> {
     let mut cpus = MaybeUninit::<libc::cpu_set_t>::zeroed();
     // SAFETY: the set is writable, and as large as said.
-    let failed =
-        unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr()) };
+    let failed = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), cpus.as_mut_ptr()) };
     // SAFETY: all zeroes is a set too, the empty one.
     (failed == 0).then(|| unsafe { cpus.assume_init() })
 }
@@ -522,11 +484,7 @@ pub(crate) fn probe() -> Result<(), String> {
     )?;
     for _ in 0..1_000 {
         if tracee.advance()? == Stop::End {
-            return if tracee.steps > 1 {
-                Ok(())
-            } else {
-                Err("single-stepping has no effect".into())
-            };
+            return if tracee.steps > 1 { Ok(()) } else { Err("single-stepping has no effect".into()) };
         }
     }
     Err("single-stepping does not find the end of a short section".into())
@@ -547,12 +505,8 @@ fn place(address: u64) -> String {
     let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
     // The victim was forked from this process: both have the same images at the same addresses.
     // SAFETY: only looks the address up, whatever it is; `found` is writable.
-    if unsafe {
-        libc::dladdr(
-            ptr::with_exposed_provenance::<c_void>(address as usize),
-            found.as_mut_ptr(),
-        )
-    } == 0
+    if unsafe { libc::dladdr(ptr::with_exposed_provenance::<c_void>(address as usize), found.as_mut_ptr()) }
+        == 0
     {
         return format!("{address:#x}");
     }

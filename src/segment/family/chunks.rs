@@ -53,6 +53,12 @@ impl Chunk {
         }
     }
 
+    /// Takes the chunk if it is free.
+    fn claim(&self, owner: u64) -> bool {
+        self.owner.load(Ordering::Relaxed) == 0
+            && self.owner.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
     /// Frees the chunk. Its use goes first: a chunk without one is free whoever its owner was.
     pub(super) fn release(&self) {
         self.freed.store(0, Ordering::Relaxed);
@@ -85,18 +91,15 @@ pub(super) fn claim(chunks: &[Chunk], first: usize, hint: usize, owner: u64, cou
 
 fn claim_between(chunks: &[Chunk], start: usize, end: usize, owner: u64, count: usize) -> Option<usize> {
     let mut begin = start;
-    'search: while begin.checked_add(count)? <= end {
-        for index in begin..begin + count {
-            let chunk = &chunks[index];
-            let claimed = chunk.owner.load(Ordering::Relaxed) == 0
-                && chunk.owner.compare_exchange(0, owner, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-            if !claimed {
-                chunks[begin..index].iter().for_each(Chunk::release);
-                begin = index + 1;
-                continue 'search;
+    while begin.checked_add(count)? <= end {
+        let row = &chunks[begin..begin + count];
+        match row.iter().position(|chunk| !chunk.claim(owner)) {
+            None => return Some(begin),
+            Some(taken) => {
+                row[..taken].iter().for_each(Chunk::release);
+                begin += taken + 1;
             }
         }
-        return Some(begin);
     }
     None
 }

@@ -281,12 +281,11 @@ impl Family {
         expected.size = size;
         expected.participants_count = PARTICIPANTS_COUNT as u32;
         expected.objects_offset = CHUNK_TABLE_OFFSET as u64;
-        let is_sealed = shm::has_sealed_size(&file).map_err(|source| cannot(source))?;
+        let is_sealed = shm::has_sealed_size(&file).map_err(cannot)?;
         let same = bytemuck::bytes_of(&preamble) == bytemuck::bytes_of(&expected);
         if !same
             || !is_sealed
-            || size < FAMILY_SIZE_LEAST
-            || size > FAMILY_SIZE
+            || !(FAMILY_SIZE_LEAST..=FAMILY_SIZE).contains(&size)
             || size % WINDOW_SIZE as u64 != 0
         {
             return Err(Error::new(

@@ -1,0 +1,3 @@
+fn main() {
+    let _ = multiproc::Array::<bool>::new(3);
+}

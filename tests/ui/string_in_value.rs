@@ -1,0 +1,3 @@
+fn main() {
+    let _ = multiproc::Value::new(String::from("bob"));
+}

@@ -1,0 +1,3 @@
+fn main() {
+    let _ = multiproc::Value::new(vec![1, 2, 3]);
+}
