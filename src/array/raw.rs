@@ -26,7 +26,7 @@ use crate::segment::raw::{Bytes, RawSegment};
 /// who promise that nobody writes.
 ///
 /// It takes as much shared memory as an [`Array`](crate::Array). It can be used in a segment that was made in
-/// [another PID namespace](crate::SegmentOptions::any_pid_namespace), and by programs that know nothing of this crate.
+/// [another PID namespace](crate::segment::SegmentOptions::any_pid_namespace), and by programs that know nothing of this crate.
 ///
 /// # When a process dies
 ///

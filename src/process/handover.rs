@@ -87,7 +87,7 @@ pub(crate) fn has_magic(file: &File) -> bool {
     file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC
 }
 
-/// Reads what [`write`] wrote: the notice and the arguments' message.
+/// Reads what [`write()`] wrote: the notice and the arguments' message.
 pub(crate) fn read(file: &File) -> Result<(Notice, Vec<u8>)> {
     let corrupted = || Error::new(ErrorKind::Corrupted, "the handover is not what this program writes");
     let mut prefix = [0; PREFIX_SIZE];

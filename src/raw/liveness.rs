@@ -1,7 +1,7 @@
 //! A word that says "this process lives".
 //!
 //! It is a [`RawLock`] that is taken once and never given back, by a thread that ends no sooner than the process: the main thread, or the
-//! [keeper](crate::sys::keeper). The kernel marks it when that thread ends, at whatever instruction the process is killed. Checked in
+//! [keeper]. The kernel marks it when that thread ends, at whatever instruction the process is killed. Checked in
 //! `models/`.
 
 use super::lock::{Linked, RawLock, is_free};

@@ -17,7 +17,7 @@ pub use options::SegmentOptions;
 use crate::error::{Error, Result};
 use crate::sys::shm;
 
-/// An object in a segment's directory, as [`Segment::objects`] lists it.
+/// An object in a segment's directory, as [`Segment::objects`](crate::Segment::objects) lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ObjectInfo {
@@ -37,7 +37,7 @@ pub struct ObjectInfo {
     pub size: usize,
 }
 
-/// A handle type that can be opened by name in a [`Segment`]: `Value<T>`, `Array<T>`, `Mutex<T>` and the raw forms.
+/// A handle type that can be opened by name in a [`Segment`](crate::Segment): `Value<T>`, `Array<T>`, `Mutex<T>` and the raw forms.
 ///
 /// It cannot be implemented outside this crate.
 pub trait Object: Sized + sealed::Object {}
@@ -58,7 +58,7 @@ pub(crate) mod sealed {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Foreign`] if it was not made by this crate.
+/// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none, [`ErrorKind::Foreign`](crate::ErrorKind::Foreign) if it was not made by this crate.
 pub fn unlink(name: &str) -> Result<()> {
     attachment::unlink(name).map_err(|error| error.attempting("unlink", "segment", name))
 }
@@ -69,7 +69,7 @@ pub fn unlink(name: &str) -> Result<()> {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Foreign`] if it was not made by this crate, or belongs to another user.
+/// [`ErrorKind::Foreign`](crate::ErrorKind::Foreign) if it was not made by this crate, or belongs to another user.
 pub fn reap(name: &str) -> Result<bool> {
     attachment::reap(name).map_err(|error| error.attempting("reap", "segment", name))
 }

@@ -1,6 +1,6 @@
 //! The only floor that knows the operating system: one function per question, each with its unsafe block and its argument.
 //!
-//! Under `--cfg loom` the futex and the robust list are stand-ins ([`model`]) with the kernel's semantics, so that loom
+//! Under `--cfg loom` the futex and the robust list are stand-ins (`model`) with the kernel's semantics, so that loom
 //! can drive the real machines of `raw`.
 
 #[cfg(not(loom))]

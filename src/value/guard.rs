@@ -9,7 +9,7 @@ use crate::plain::number::is_number;
 use crate::raw::lock::{Held, Linked};
 use crate::segment::object::Object;
 
-/// A [`Value`](super::Value) that nobody else sets until this is dropped. It stays on its thread.
+/// A [`Value`](crate::Value) that nobody else sets until this is dropped. It stays on its thread.
 ///
 /// It works on a private copy, and dropping it commits that, unless the thread is panicking. For numbers it works on the word itself.
 ///

@@ -22,7 +22,7 @@ use crate::segment::object::Object;
 /// of old and new words, and so may what a killed writer leaves: a [`Value`](crate::Value) is never torn, and costs little more.
 ///
 /// It takes as much shared memory as a `Value`. It can be used in a segment that was made in
-/// [another PID namespace](crate::SegmentOptions::any_pid_namespace).
+/// [another PID namespace](crate::segment::SegmentOptions::any_pid_namespace).
 ///
 /// # When a process dies
 ///

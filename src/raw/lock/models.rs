@@ -134,9 +134,7 @@ fn spawn_mortal_add<F: Form>(
     nth: u32,
 ) -> thread::JoinHandle<Option<u32>> {
     let shared = Rc::clone(shared);
-    thread::spawn(move || {
-        mortal(nth, &[shared.lock.as_the_kernel_sees_it()], || shared.add::<F>(deadline))
-    })
+    thread::spawn(move || mortal(nth, &[shared.lock.as_the_kernel_sees_it()], || shared.add::<F>(deadline)))
 }
 
 /// One of the survivors comes twice: it barges in where the dead one's wake-up was to go.
