@@ -29,9 +29,9 @@ macro_rules! handle {
             }
         }
 
-        impl<T: $bound> $crate::segment::Object for $handle<T> {}
+        impl<T: $bound> $crate::segment::Handle for $handle<T> {}
 
-        impl<T: $bound> $crate::segment::sealed::Object for $handle<T> {
+        impl<T: $bound> $crate::segment::sealed::Handle for $handle<T> {
             #[expect(private_interfaces, reason = "sealed: nobody outside can name the trait")]
             fn open_in(
                 attachment: &std::sync::Arc<$crate::segment::Attachment>,

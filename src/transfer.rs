@@ -57,8 +57,6 @@ pub(crate) struct Delivery {
 
 struct Incoming {
     segments: Vec<Arrived>,
-    /// Why a handle could not be unpacked: the wire format's own errors carry no text.
-    failure: Option<Error>,
 }
 
 /// A segment whose descriptor arrived, and which is attached when the first handle asks for it.
@@ -70,7 +68,11 @@ struct Arrived {
 
 enum Context {
     Packing(Outgoing),
-    Unpacking(Arc<Mutex<Incoming>>),
+    Unpacking {
+        incoming: Arc<Mutex<Incoming>>,
+        /// Why a handle could not be unpacked: the wire format's own errors carry no text.
+        failure: Option<Error>,
+    },
 }
 
 thread_local! {
@@ -184,7 +186,7 @@ impl Delivery {
             .collect();
         Ok(Delivery {
             body: body.to_vec(),
-            incoming: Arc::new(Mutex::new(Incoming { segments, failure: None })),
+            incoming: Arc::new(Mutex::new(Incoming { segments })),
             _holds: holds,
         })
     }
@@ -192,10 +194,13 @@ impl Delivery {
     /// Decodes the value; the tickets in it become handles.
     pub(crate) fn unpack<T: DeserializeOwned>(&self) -> Result<T> {
         let undecodable = |why: String| Error::new(ErrorKind::Decode, format!("it cannot be decoded: {why}"));
-        let entered = Entered::push(Context::Unpacking(Arc::clone(&self.incoming)));
+        let incoming = Arc::clone(&self.incoming);
+        let entered = Entered::push(Context::Unpacking { incoming, failure: None });
         let decoded = postcard::take_from_bytes::<T>(&self.body);
-        drop(entered);
-        let failure = lock(&self.incoming).failure.take();
+        let failure = match entered.pop() {
+            Some(Context::Unpacking { failure, .. }) => failure,
+            _ => None,
+        };
         let (value, rest) =
             decoded.map_err(|error| failure.unwrap_or_else(|| undecodable(error.to_string())))?;
         if rest.is_empty() {
@@ -262,7 +267,7 @@ fn packing<R>(f: impl FnOnce(&mut Outgoing) -> R) -> Result<R, &'static str> {
 /// This thread's unpacking context.
 fn unpacking() -> Result<Arc<Mutex<Incoming>>, &'static str> {
     CONTEXTS.with_borrow(|contexts| match contexts.last() {
-        Some(Context::Unpacking(incoming)) => Ok(Arc::clone(incoming)),
+        Some(Context::Unpacking { incoming, .. }) => Ok(Arc::clone(incoming)),
         _ => Err(NOT_IN_TRANSFER),
     })
 }
@@ -289,7 +294,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
     let incoming = unpacking().map_err(D::Error::custom)?;
     let ticket = Ticket::deserialize(deserializer)?;
     let found = find(&incoming, ticket, expected);
-    found.map_err(|error| fail(&incoming, error))
+    found.map_err(fail)
 }
 
 fn find(incoming: &Mutex<Incoming>, ticket: Ticket, expected: &Shape) -> Result<Object> {
@@ -305,9 +310,13 @@ fn find(incoming: &Mutex<Incoming>, ticket: Ticket, expected: &Shape) -> Result<
 }
 
 /// Keeps the error for the end of the unpacking, and gives the wire format one of its own.
-fn fail<E: serde::de::Error>(incoming: &Mutex<Incoming>, error: Error) -> E {
+fn fail<E: serde::de::Error>(error: Error) -> E {
     let short = E::custom(&error);
-    lock(incoming).failure = Some(error);
+    CONTEXTS.with_borrow_mut(|contexts| {
+        if let Some(Context::Unpacking { failure, .. }) = contexts.last_mut() {
+            *failure = Some(error);
+        }
+    });
     short
 }
 
@@ -324,7 +333,7 @@ impl<'de> Deserialize<'de> for Segment {
         let incoming = unpacking().map_err(D::Error::custom)?;
         let index = u32::deserialize(deserializer)?;
         let attachment = lock(&incoming).attachment(index);
-        let attachment = attachment.map_err(|error| fail(&incoming, error))?;
+        let attachment = attachment.map_err(fail)?;
         Ok(Segment { attachment })
     }
 }

@@ -433,9 +433,9 @@ impl<'de, T: Element> serde::Deserialize<'de> for RawArray<T> {
     }
 }
 
-impl<T: Element> crate::segment::Object for RawArray<T> {}
+impl<T: Element> crate::segment::Handle for RawArray<T> {}
 
-impl<T: Element> crate::segment::sealed::Object for RawArray<T> {
+impl<T: Element> crate::segment::sealed::Handle for RawArray<T> {
     #[expect(private_interfaces, reason = "sealed: nobody outside can name the trait")]
     fn open_in(attachment: &Arc<crate::segment::Attachment>, name: &str) -> Result<RawArray<T>> {
         Object::open_in(attachment, name, &any_length::<T>(Kind::RawArray)).map(RawArray::of)

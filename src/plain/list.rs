@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A list of up to `N` items, which lies in place: what a `Vec` is elsewhere.
 ///
@@ -154,6 +155,21 @@ impl<T: Pod + fmt::Debug, const N: usize> fmt::Debug for List<T, N> {
     }
 }
 
+/// Travels as a list.
+impl<T: Pod + Serialize, const N: usize> Serialize for List<T, N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.as_slice().serialize(serializer)
+    }
+}
+
+impl<'de, T: Pod + Deserialize<'de>, const N: usize> Deserialize<'de> for List<T, N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<List<T, N>, D::Error> {
+        let items = Vec::<T>::deserialize(deserializer)?;
+        List::from_slice(&items)
+            .ok_or_else(|| serde::de::Error::custom(format!("{} items do not fit into {N}", items.len())))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +183,13 @@ mod tests {
         assert_eq!(list.as_slice(), [9, 2]);
         assert_eq!((list.pop(), list.len()), (Some(2), 1));
         assert_eq!(List::<u16, 2>::from_slice(&[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn travels_as_a_list_and_must_fit() {
+        let bytes = postcard::to_stdvec(&List::<u16, 3>::from_slice(&[7, 8, 9]).unwrap()).unwrap();
+        assert_eq!(postcard::from_bytes::<List<u16, 4>>(&bytes).unwrap().as_slice(), [7, 8, 9]);
+        assert!(postcard::from_bytes::<List<u16, 2>>(&bytes).is_err());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Text of bounded length, in place.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::Utf8Error;
 
 use bytemuck::{Pod, Zeroable};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Text of up to `N` bytes, which lies in place: what a `String` is elsewhere.
 ///
@@ -146,6 +148,22 @@ impl<const N: usize> fmt::Debug for Text<N> {
     }
 }
 
+/// Travels as text.
+impl<const N: usize> Serialize for Text<N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_str().map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+impl<'de, const N: usize> Deserialize<'de> for Text<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text<N>, D::Error> {
+        let text = Cow::<'_, str>::deserialize(deserializer)?;
+        Text::new(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!("a text of {} bytes does not fit into {N}", text.len()))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +175,13 @@ mod tests {
         assert_eq!(Text::<4>::truncated("häß"), "hä");
         assert_eq!(Text::<0>::truncated("x"), "");
         assert_eq!(size_of::<Text<5>>(), 9);
+    }
+
+    #[test]
+    fn travels_as_text_and_must_fit() {
+        let bytes = postcard::to_stdvec(&Text::<8>::new("größe").unwrap()).unwrap();
+        assert_eq!(postcard::from_bytes::<Text<8>>(&bytes).unwrap(), "größe");
+        assert!(postcard::from_bytes::<Text<4>>(&bytes).is_err());
     }
 
     #[test]

@@ -40,13 +40,13 @@ pub struct ObjectInfo {
 /// A handle type that can be opened by name in a [`Segment`](crate::Segment): `Value<T>`, `Array<T>`, `Mutex<T>` and the raw forms.
 ///
 /// It cannot be implemented outside this crate.
-pub trait Object: Sized + sealed::Object {}
+pub trait Handle: Sized + sealed::Handle {}
 
 pub(crate) mod sealed {
     use super::{Attachment, Result};
     use std::sync::Arc;
 
-    pub trait Object: Sized {
+    pub trait Handle: Sized {
         #[expect(private_interfaces, reason = "sealed: nobody outside can name the trait")]
         fn open_in(attachment: &Arc<Attachment>, name: &str) -> Result<Self>;
     }

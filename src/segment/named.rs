@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::attachment::Attachment;
-use super::{Object, ObjectInfo, SegmentOptions};
+use super::{Handle, ObjectInfo, SegmentOptions};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A piece of shared memory that holds named objects: values, arrays, mutexes.
@@ -95,7 +95,7 @@ impl Segment {
     ///
     /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::TypeMismatch`] if it is another kind of object or of another type.
     #[doc(alias = "open")]
-    pub fn get<H: Object>(&self, name: &str) -> Result<H> {
+    pub fn get<H: Handle>(&self, name: &str) -> Result<H> {
         H::open_in(&self.attachment, name)
     }
 

@@ -86,7 +86,7 @@ fn one_owner_at_a_time() {
 
 #[test]
 fn one_of_three_only_tries() {
-    let tally = check(None, || {
+    let tally = check(Some(4), || {
         let shared = Shared::new();
         let locks = spawn_add::<Linked>(&shared, Deadline::Never);
         let tries = spawn_add::<PendingOnly>(&shared, Deadline::Now);
@@ -100,7 +100,7 @@ fn one_of_three_only_tries() {
 
 #[test]
 fn three_threads_leave_nobody_asleep() {
-    let tally = check(Some(2), || {
+    let tally = check(Some(3), || {
         let shared = Shared::new();
         let others = [(); 2].map(|()| spawn_add::<Linked>(&shared, Deadline::Never));
         let mut added = shared.add::<Linked>(Deadline::Never);
@@ -114,7 +114,7 @@ fn three_threads_leave_nobody_asleep() {
 
 #[test]
 fn a_timed_waiter_gives_up_and_takes_no_wake_up_along() {
-    let tally = check(Some(2), || {
+    let tally = check(Some(3), || {
         let shared = Shared::new();
         let timed = spawn_add::<Linked>(&shared, Deadline::Alarm);
         let other = spawn_add::<Linked>(&shared, Deadline::Never);
