@@ -131,10 +131,7 @@ impl Identity {
     /// 32 bits that differ for most types that do not match; for objects that only programs of one image share.
     pub(crate) fn hash(&self) -> u32 {
         let text = if self.dtype.is_empty() { &self.name } else { &self.dtype };
-        text.bytes()
-            .chain(self.size.to_le_bytes())
-            .chain(self.alignment.to_le_bytes())
-            .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+        fnv1a(text.bytes().chain(self.size.to_le_bytes()).chain(self.alignment.to_le_bytes()))
     }
 
     /// This type and the other, told apart: by name and size where these differ, else by layout.
@@ -154,6 +151,11 @@ impl fmt::Display for Identity {
         let plural = if self.size == 1 { "" } else { "s" };
         write!(f, "{} of {} byte{plural}", self.name, self.size)
     }
+}
+
+/// The 32-bit [FNV-1a](http://www.isthe.com/chongo/tech/comp/fnv/) hash.
+pub(crate) fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// `[my::Tick; 4]` to `[Tick; 4]`.

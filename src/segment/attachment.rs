@@ -116,6 +116,12 @@ impl Attachment {
         robust::check_supported()?;
         let deadline = Deadline::after(BUSY_TIMEOUT);
         let attached = loop {
+            if deadline.has_passed() {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    "another program keeps its file locked, or replaces it all the time",
+                ));
+            }
             let file =
                 shm::open(name, !options.read_only).map_err(|source| cannot_open_file(source, options))?;
             let locked = shm::try_flock(&file, Lock::Shared)
@@ -123,9 +129,6 @@ impl Attachment {
             if !locked {
                 // Somebody decides just now whether the name may go: it will be gone, or free to attach to.
                 drop(file);
-                if deadline.has_passed() {
-                    return Err(Error::new(ErrorKind::Busy, "another program keeps its file locked"));
-                }
                 std::thread::sleep(BUSY_PAUSE);
                 continue;
             }

@@ -4,9 +4,11 @@
 //! afterwards. So the end of the newest entry is the end of what is in use, and a creator killed on the way leaves litter behind
 //! it, which the next creator wipes. Reading takes no lock.
 
+use bytemuck::Zeroable;
+
 use super::layout::{EntryHead, Kind, Shape};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plain::identity::Identity;
+use crate::plain::identity::{Identity, fnv1a};
 
 /// An entry, copied out and checked against the segment's bounds.
 #[derive(Clone, Debug)]
@@ -29,15 +31,28 @@ pub(crate) trait Bytes {
     fn read(&self, offset: usize, target: &mut [u8]);
 }
 
+/// The head of the entry at `offset`. It names an older one before itself, so the list ends.
+fn read_head(bytes: &impl Bytes, offset: usize) -> Result<EntryHead> {
+    let mut head = EntryHead::zeroed();
+    if within(bytes, offset, size_of::<EntryHead>()).is_none() {
+        return Err(corrupted());
+    }
+    bytes.read(offset, bytemuck::bytes_of_mut(&mut head));
+    if head.older >= offset as u64 { Err(corrupted()) } else { Ok(head) }
+}
+
+/// The end of `size` bytes from `offset` on, if they lie inside.
+fn within(bytes: &impl Bytes, offset: usize, size: usize) -> Option<usize> {
+    offset.checked_add(size).filter(|&end| end <= bytes.size())
+}
+
 impl Entry {
     fn read(bytes: &impl Bytes, offset: usize) -> Result<Entry> {
-        let within = |offset: usize, size: usize| offset.checked_add(size).filter(|&end| end <= bytes.size());
-        let texts = within(offset, size_of::<EntryHead>()).ok_or_else(corrupted)?;
-        let mut head = <EntryHead as bytemuck::Zeroable>::zeroed();
-        bytes.read(offset, bytemuck::bytes_of_mut(&mut head));
+        let head = read_head(bytes, offset)?;
+        let texts = offset + size_of::<EntryHead>();
 
         let lens = [head.name_len, head.type_name_len, head.dtype_len].map(usize::from);
-        let end = within(texts, lens.iter().sum()).ok_or_else(corrupted)?;
+        let end = within(bytes, texts, lens.iter().sum()).ok_or_else(corrupted)?;
         let mut position = texts;
         let [name, type_name, dtype] = lens.map(|len| {
             let mut text = vec![0; len];
@@ -132,13 +147,20 @@ pub(crate) fn entries<B: Bytes>(bytes: &B, newest: usize) -> impl Iterator<Item 
     })
 }
 
-/// The entry of this name.
+/// The entry of this name. Costs a look at the head of every newer one.
 pub(crate) fn find(bytes: &impl Bytes, newest: usize, name: &str) -> Result<Option<Entry>> {
-    for entry in entries(bytes, newest) {
-        let entry = entry?;
-        if entry.name == name {
-            return Ok(Some(entry));
+    let hash = fnv1a(name.bytes());
+    let mut next = newest;
+    while next != 0 {
+        let head = read_head(bytes, next)?;
+        if head.name_hash == hash {
+            let entry = Entry::read(bytes, next)?;
+            if entry.name == name {
+                return Ok(Some(entry));
+            }
         }
+        // Smaller than a `usize` already.
+        next = head.older as usize;
     }
     Ok(None)
 }
@@ -189,7 +211,9 @@ pub(crate) fn plan(name: &str, shape: &Shape, newest: usize, used: usize, size: 
         name_len: len(name)?,
         type_name_len: len(&shape.identity.name)?,
         dtype_len: len(&shape.identity.dtype)?,
-        reserved: [0; 5],
+        reserved: 0,
+        name_hash: fnv1a(name.bytes()),
+        spare: 0,
     };
     let mut entry = bytemuck::bytes_of(&head).to_vec();
     texts.iter().for_each(|text| entry.extend_from_slice(text.as_bytes()));

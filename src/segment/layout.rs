@@ -138,7 +138,10 @@ pub(crate) struct EntryHead {
     pub(crate) name_len: u16,
     pub(crate) type_name_len: u16,
     pub(crate) dtype_len: u16,
-    pub(crate) reserved: [u16; 5],
+    pub(crate) reserved: u16,
+    /// FNV-1a of the object's name: most entries are passed over by it.
+    pub(crate) name_hash: u32,
+    pub(crate) spare: u32,
 }
 
 /// What sort of object it is.
