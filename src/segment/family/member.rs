@@ -222,9 +222,10 @@ impl Member {
     }
 
     fn bury_dead_into(&self, family: &'static Family, private: &mut Private) {
+        // One more: an entry may belong to one who was killed before it could say so.
         let used =
             usize::try_from(family.live().participants_used.load(Ordering::Acquire)).unwrap_or(usize::MAX);
-        for (index, entry) in family.participants().iter().enumerate().take(used) {
+        for (index, entry) in family.participants().iter().enumerate().take(used.saturating_add(1)) {
             if index == self.seat.index || !participant::has_ended(entry) {
                 continue;
             }
