@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::de::{DeserializeOwned, Error as _};
@@ -123,7 +123,7 @@ impl Parcel {
     }
 
     /// The descriptors that must reach the receiver beside the message, in this order.
-    pub(crate) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+    pub(crate) fn descriptors(&self) -> Result<Vec<OwnedFd>> {
         self.outgoing.segments.iter().map(|segment| segment.descriptor()).collect()
     }
 
@@ -162,8 +162,16 @@ impl Delivery {
     pub(crate) fn posted(message: &[u8], descriptors: Vec<OwnedFd>) -> Result<Delivery> {
         let (manifest, body) = parse(message)?;
         // Held by us before the message stops counting for them.
-        let holds: Result<Vec<Hold>> = manifest.posted.iter().map(|&place| family::hold(place)).collect();
-        manifest.posted.iter().for_each(|&place| family::unpost(place));
+        let holds: Result<Vec<Hold>> = manifest
+            .posted
+            .iter()
+            .map(|&place| {
+                // What cannot be held leaks: a damaged message must not uncount another's object.
+                let hold = family::hold(place)?;
+                family::unpost(&hold);
+                Ok(hold)
+            })
+            .collect();
         Delivery::of(manifest, body, descriptors, holds?)
     }
 

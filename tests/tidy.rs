@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 8] = [
 const ROOMS: [(&str, &[&str]); 7] = [
     (
         "sys",
-        &["clock", "futex", "robust", "keeper", "host", "memory", "shm", "image", "spawn", "model", "mod"],
+        &["clock", "futex", "robust", "host", "memory", "shm", "image", "spawn", "keeper", "model", "mod"],
     ),
     ("plain", &["identity", "number", "list", "text", "mod"]),
     ("raw", &["copy", "flip", "lock", "liveness", "mod"]),

@@ -373,6 +373,7 @@ impl<T: Element> Array<T> {
     #[inline]
     fn guard(&self, held: Held) -> Result<ArrayGuard<'_, T>, OwnerDied<ArrayGuard<'_, T>>> {
         let lock = self.object.lock();
+        self.object.set_guarded();
         let guard = ArrayGuard::new(lock, held, self.object.at(ELEMENTS_OFFSET).cast(), self.len());
         if lock.is_inconsistent() { Err(OwnerDied::new(guard)) } else { Ok(guard) }
     }

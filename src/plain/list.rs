@@ -50,7 +50,16 @@ union Len<T: Copy> {
 }
 
 // SAFETY: zero is a length, and zero items are items.
-unsafe impl<T: Pod, const N: usize> Zeroable for List<T, N> {}
+unsafe impl<T: Pod, const N: usize> Zeroable for List<T, N> {
+    fn zeroed() -> List<T, N> {
+        const {
+            let item = size_of::<T>();
+            let filled = if item > 8 { item } else { 8 };
+            assert!(size_of::<Len<T>>() == filled, "an item of no size is aligned to at most 8 bytes");
+        }
+        List { len: Len { bytes: [0; 8] }, items: [T::zeroed(); N] }
+    }
+}
 
 // SAFETY: no padding (see `Len`; items are multiples of their alignment), no pointers, and every bit pattern is a list, for the length
 // is cut to `N` where it is read and `T` is `Pod`.

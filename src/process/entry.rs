@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr, c_char, c_int};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
 use std::sync::OnceLock;
 use std::thread;
@@ -379,7 +379,8 @@ impl Stage {
     /// All that belongs to the value first, its commit last: a kill leaves the whole value or none.
     fn commit(&self, parcel: &Parcel) -> Result<()> {
         let undeliverable = |source| Error::os("the returned value cannot be delivered", source);
-        let descriptors = parcel.descriptors();
+        let owned = parcel.descriptors()?;
+        let descriptors: Vec<BorrowedFd<'_>> = owned.iter().map(AsFd::as_fd).collect();
         for some in descriptors.chunks(spawn::DESCRIPTORS_PER_MESSAGE) {
             spawn::send(self.channel.as_fd(), &[RETURNED], some).map_err(undeliverable)?;
         }

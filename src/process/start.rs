@@ -75,6 +75,7 @@ fn start_named(
     let (channel, childs_channel) = spawn::channel().map_err(no_lines)?;
     let own = current::own_pidfd()?;
     let mut handed = Handed::default();
+    let lent = parcel.descriptors()?;
     let notice = Notice {
         routine,
         image: host.identity.clone(),
@@ -88,7 +89,7 @@ fn start_named(
         family: handed.add(family::descriptor()?)?,
         channel: handed.add(childs_channel.as_fd())?,
         report: handed.add(report.file().as_fd())?,
-        descriptors: parcel.descriptors().into_iter().map(|fd| handed.add(fd)).collect::<Result<_>>()?,
+        descriptors: lent.iter().map(|descriptor| handed.add(descriptor.as_fd())).collect::<Result<_>>()?,
     };
     let handover = handover::write(&notice, &parcel.message()?)?;
     let marked = handed.add(handover.as_fd())?;

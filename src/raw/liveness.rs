@@ -10,13 +10,19 @@ use crate::primitive::Ordering;
 use crate::sys::clock::Deadline;
 use crate::sys::{keeper, robust};
 
-/// Takes `word` for this process, if it is free or its owner has died.
+/// Takes `word` for this process, if it is free or its owner has died, and keeps it if `is_vacant`.
 ///
 /// # Errors
 ///
 /// If this is not the main thread, and there is no keeper and none can be made.
-pub(crate) fn claim(word: &'static RawLock) -> Result<bool> {
-    let claim = move || word.lock::<Linked>(Deadline::Now).is_ok();
+pub(crate) fn claim(word: &'static RawLock, is_vacant: impl Fn() -> bool + Send + 'static) -> Result<bool> {
+    let claim = move || match word.lock::<Linked>(Deadline::Now) {
+        Ok(held) if !is_vacant() => {
+            word.unlock::<Linked>(held);
+            false
+        }
+        locked => locked.is_ok(),
+    };
     let is_main = robust::with(|thread| thread.tid() == std::process::id());
     if is_main { Ok(claim()) } else { keeper::run(claim) }
 }
@@ -33,8 +39,10 @@ mod tests {
     #[test]
     fn outlives_the_thread_that_claimed_it() {
         let word: &'static RawLock = Box::leak(Box::new(RawLock::new()));
-        std::thread::spawn(move || assert!(claim(word).unwrap())).join().unwrap();
+        assert!(!claim(word, || false).unwrap());
+        assert!(!is_claimed(word));
+        std::thread::spawn(move || assert!(claim(word, || true).unwrap())).join().unwrap();
         assert!(is_claimed(word));
-        assert!(!claim(word).unwrap());
+        assert!(!claim(word, || true).unwrap());
     }
 }

@@ -45,8 +45,10 @@ pub(crate) struct RawLock {
     word: AtomicU32,
     #[cfg(not(target_env = "musl"))]
     status: AtomicU32,
+    /// What the guard that was handed out last belongs to, in its process's own terms. A hint: see [`RawLock::is_guarded_by`].
+    guarded_by: AtomicU64,
     /// Where libc's mutex keeps what we have no use for: the node's distance from the word is libc's choice.
-    reserved: [AtomicU64; 2],
+    reserved: AtomicU64,
     node: Node,
 }
 
@@ -232,11 +234,23 @@ impl RawLock {
         self.status.store(CLEAN, Ordering::Relaxed);
     }
 
-    /// Whether a thread of this process holds the lock now. A handle asks it when it is dropped: then only a guard that was
-    /// forgotten can be the reason.
-    pub(crate) fn is_held_by_this_process(&self) -> bool {
-        let owner = self.word.load(Ordering::Relaxed) & OWNER;
-        owner != 0 && robust::is_own_thread(owner)
+    /// Says what the guard belongs to that is about to be handed out. To be called by the owner.
+    #[inline]
+    pub(crate) fn set_guarded_by(&self, holder: u64) {
+        self.guarded_by.store(holder, Ordering::Relaxed);
+    }
+
+    /// Whether a guard that belongs to `holder` holds the lock. When the holder is dropped that is one that was forgotten, for guards
+    /// borrow. (A section of our own, of another holder, ends within the looks that this takes.)
+    pub(crate) fn is_guarded_by(&self, holder: u64) -> bool {
+        const LOOKS: u32 = 64;
+        (0..LOOKS).all(|look| {
+            if look > 0 {
+                futex::yield_now();
+            }
+            let owner = self.word.load(Ordering::Relaxed) & OWNER;
+            owner != 0 && self.guarded_by.load(Ordering::Relaxed) == holder && robust::is_own_thread(owner)
+        })
     }
 
     pub(super) fn word(&self) -> &AtomicU32 {
@@ -262,7 +276,7 @@ fn spin(round: u32) {
 
 #[cfg(not(loom))]
 fn has_other_cpus() -> bool {
-    crate::sys::host::has_other_cpus()
+    futex::has_other_cpus()
 }
 
 #[cfg(loom)]
@@ -286,7 +300,8 @@ impl RawLock {
         RawLock {
             word: AtomicU32::new(UNLOCKED),
             status: AtomicU32::new(CLEAN),
-            reserved: [AtomicU64::new(0), AtomicU64::new(0)],
+            guarded_by: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             node: Node::new(),
         }
     }
@@ -306,12 +321,13 @@ mod tests {
         let lock = RawLock::new();
         for _ in 0..3 {
             let held = lock.lock::<Linked>(Deadline::Never).unwrap();
-            assert!(lock.is_held_by_this_process());
+            lock.set_guarded_by(7);
+            assert!(lock.is_guarded_by(7) && !lock.is_guarded_by(8));
             lock.unlock::<Linked>(held);
             let held = lock.lock::<PendingOnly>(Deadline::Never).unwrap();
             lock.unlock::<PendingOnly>(held);
         }
-        assert!(!lock.is_held_by_this_process());
+        assert!(!lock.is_guarded_by(7));
         assert_eq!(lock.word.load(Ordering::Relaxed), UNLOCKED);
     }
 

@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -68,7 +68,15 @@ impl Attachment {
             name::check_segment(name)?;
         }
         options.check(name.is_some())?;
+        options.check_creating()?;
         robust::check_supported()?;
+        if let Some(name) = name
+            && shm::status_of_name(name).is_ok()
+            && !reap(name).unwrap_or(false)
+        {
+            // Before any memory is taken for it. The link below asks again.
+            return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
+        }
         let objects_offset = objects_offset(options.participants);
         let size = objects_offset
             .checked_add(room)
@@ -151,15 +159,19 @@ impl Attachment {
     pub(crate) fn of_descriptor(descriptor: File, name: Option<String>) -> Result<Arc<Attachment>> {
         robust::check_supported()?;
         let options = SegmentOptions::handed_over(&descriptor);
-        // A description of its own, so that its flock is its own; where /proc is missing, the sender's is shared.
-        let file = match shm::reopen(&descriptor, !options.read_only) {
-            Ok(file) => file,
-            Err(_) => descriptor,
+        // A description of its own, so that its flock is its own; where /proc is missing, the message's is kept.
+        let (file, sent) = match shm::reopen(&descriptor, !options.read_only) {
+            Ok(file) => (file, Some(descriptor)),
+            Err(_) => (descriptor, None),
         };
         let locked = shm::try_flock(&file, Lock::Shared)
             .map_err(|source| Error::os("its file cannot be locked", source))?;
         if !locked {
             return Err(Error::new(ErrorKind::Busy, "another program keeps its file locked"));
+        }
+        if let Some(sent) = sent {
+            // The message's description kept the name until now; see `drop` for why it is not only closed.
+            let _ = shm::unlock(&sent);
         }
         let status = shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
         Attachment::of_file(file, status, name, &options)
@@ -200,8 +212,21 @@ impl Attachment {
         self.name().unwrap_or("")
     }
 
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.file.as_ref().expect("open until it is dropped").as_fd()
+    /// A descriptor for a message, of a description of its own: it keeps the name until the message is received, whatever its sender does
+    /// with its own. Where /proc is missing, it is the sender's.
+    pub(crate) fn descriptor(&self) -> Result<OwnedFd> {
+        let own = self.file.as_ref().expect("open until it is dropped");
+        let cannot = |source| Error::os("its descriptor cannot be sent", source);
+        match shm::reopen(own, self.is_writable()) {
+            Ok(file) => {
+                shm::try_flock(&file, Lock::Shared).map_err(cannot)?;
+                Ok(file.into())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                own.try_clone().map(OwnedFd::from).map_err(cannot)
+            }
+            Err(error) => Err(cannot(error)),
+        }
     }
 
     pub(crate) fn is_writable(&self) -> bool {
@@ -383,16 +408,19 @@ impl Attachment {
     }
 
     fn wipe(&self, offset: usize, size: usize) {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        for start in (0..size).step_by(ZEROS.len()) {
-            self.write(offset + start, &ZEROS[..ZEROS.len().min(size - start)]);
-        }
+        assert!(offset.checked_add(size).is_some_and(|end| end <= self.size), "the plan is inside");
+        // SAFETY: in bounds; readers of the directory read atomically.
+        unsafe { copy::fill_with_zeros(self.at(offset).as_ptr(), size) };
     }
 }
 
 impl Bytes for Attachment {
     fn size(&self) -> usize {
         self.size
+    }
+
+    fn objects_offset(&self) -> usize {
+        self.objects_offset
     }
 
     fn read(&self, offset: usize, target: &mut [u8]) {
@@ -423,7 +451,13 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         let is_own = self.forks == robust::forks();
         drop(self.mapping.take());
-        drop(self.file.take());
+        if let Some(file) = self.file.take()
+            && is_own
+        {
+            // Closing alone would not do: a child of this process that is just being started holds a copy of every description until
+            // its exec. Should the kernel refuse, the close does it a moment later.
+            let _ = shm::unlock(&file);
+        }
         if is_own && let Some(name) = self.name() {
             // What cannot be removed now stays for the next one who looks.
             let _ = reap(name);
@@ -473,6 +507,28 @@ pub(crate) fn reap(name: &str) -> Result<bool> {
         }
         _ => Ok(false),
     }
+}
+
+/// Opens what has this name, or creates it. Between the two somebody may create or remove it: then the other one works, unless they do it
+/// for ever, which is the outer error.
+pub(crate) fn open_or_create<T>(
+    name: &str,
+    mut open: impl FnMut() -> Result<T>,
+    mut create: impl FnMut() -> Result<T>,
+) -> Result<Result<T>> {
+    for _ in 0..64 {
+        match open() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            opened => return Ok(opened),
+        }
+        match create() {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            // Perhaps the room went to another one who creates it just now.
+            Err(error) if error.kind() == ErrorKind::NoRoom && shm::status_of_name(name).is_ok() => {}
+            created => return Ok(created),
+        }
+    }
+    Err(Error::new(ErrorKind::Busy, "it comes and goes faster than it can be attached"))
 }
 
 /// Removes the name of a segment of ours, whoever is attached.
@@ -535,8 +591,11 @@ pub(crate) fn reserve(file: &File, size: usize) -> Result<()> {
 /// Whether so much memory can be had at all. Small amounts are not asked for: the question costs more than they do.
 pub(crate) fn check_memory(size: usize) -> Result<()> {
     const WORTH_ASKING: usize = 16 << 20;
+    if size <= WORTH_ASKING {
+        return Ok(());
+    }
     match host::available_memory() {
-        Some(available) if size > WORTH_ASKING && available < size as u64 => Err(Error::new(
+        Some(available) if available < size as u64 => Err(Error::new(
             ErrorKind::NoRoom,
             format!("it needs {size} bytes, and the machine has {available} bytes of memory available"),
         )),
@@ -613,6 +672,11 @@ pub(crate) fn cannot_open_file(source: std::io::Error, options: &SegmentOptions)
 
 fn corrupted(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupted, what)
+}
+
+/// Whether a file begins as our segments do.
+pub(crate) fn is_ours(file: &File, status: &Status) -> bool {
+    read_preamble(file, status).is_ok()
 }
 
 /// Reads the first bytes and checks that they are ours.

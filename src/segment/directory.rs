@@ -27,6 +27,8 @@ pub(crate) struct Entry {
 /// Reads bytes of a segment: `read(offset, target)`, in bounds.
 pub(crate) trait Bytes {
     fn size(&self) -> usize;
+    /// Before it nothing of the directory lies.
+    fn objects_offset(&self) -> usize;
     /// Copies out `target.len()` bytes at `offset`; the caller has checked the bounds.
     fn read(&self, offset: usize, target: &mut [u8]);
 }
@@ -78,7 +80,11 @@ impl Entry {
         };
         // An entry lies behind its object, and the older ones before both: so the list ends, and nothing overlaps.
         let object_end = entry.object_offset.checked_add(entry.object_size).ok_or_else(corrupted)?;
-        if object_end > offset || entry.older >= entry.object_offset.max(1) || entry.object_offset % 64 != 0 {
+        if object_end > offset
+            || entry.older >= entry.object_offset.max(1)
+            || entry.object_offset % 64 != 0
+            || entry.object_offset < bytes.objects_offset()
+        {
             return Err(corrupted());
         }
         Ok(entry)
@@ -235,6 +241,9 @@ mod tests {
     impl Bytes for Memory {
         fn size(&self) -> usize {
             self.0.len()
+        }
+        fn objects_offset(&self) -> usize {
+            256
         }
         fn read(&self, offset: usize, target: &mut [u8]) {
             target.copy_from_slice(&self.0[offset..offset + target.len()]);

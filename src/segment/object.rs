@@ -131,22 +131,9 @@ impl Object {
         shape: &Shape,
         mut init: impl FnMut(NonNull<u8>),
     ) -> Result<Object> {
-        // Between the two somebody may create or remove it: then the other one works, unless they do it for ever.
-        for _ in 0..64 {
-            match Object::open(name, shape) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                opened => return opened,
-            }
-            match Object::create(name, shape, &mut init) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                created => return created,
-            }
-        }
-        Err(Error::new(ErrorKind::Busy, "it comes and goes faster than it can be attached").attempting(
-            "open or create",
-            shape.kind.name(),
-            name,
-        ))
+        let create = || Object::create(name, shape, &mut init);
+        attachment::open_or_create(name, || Object::open(name, shape), create)
+            .unwrap_or_else(|error| Err(error.attempting("open or create", shape.kind.name(), name)))
     }
 
     /// Builds an object in a segment.
@@ -206,6 +193,12 @@ impl Object {
         unsafe { &self.base.cast::<ObjectHeader>().as_ref().lock }
     }
 
+    /// Says that a guard over this object's lock is about to be handed out.
+    #[inline]
+    pub(crate) fn set_guarded(&self) {
+        self.lock().set_guarded_by(Arc::as_ptr(&self.home).addr() as u64);
+    }
+
     /// The word behind the header, of objects that have one: a version, a length.
     #[inline]
     pub(crate) fn word(&self) -> &AtomicU64 {
@@ -242,10 +235,10 @@ impl Object {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let (Home::Anonymous { lock, .. } | Home::Named { lock, .. }) = self;
+        let (Home::Anonymous { lock, .. } | Home::Named { lock, .. }) = &*self;
         // SAFETY: still mapped, for what maps it is dropped after this.
         let lock = unsafe { lock.as_ref() };
-        if !lock.is_held_by_this_process() {
+        if !lock.is_guarded_by(std::ptr::from_ref(self).addr() as u64) {
             return;
         }
         // A guard was forgotten. Its lock hangs in a thread's robust list: were it unmapped or given to somebody else, that thread's

@@ -102,7 +102,8 @@ impl SegmentOptions {
         self
     }
 
-    /// How many processes may be attached at once, 256 unless set; each takes 64 bytes of the segment. For creating.
+    /// Room for so many processes in the participants' table, 256 unless set; each takes 64 bytes of the segment. Attaching alone takes
+    /// no place there: it is for what has to know who is attached. For creating.
     pub fn participants(mut self, count: u32) -> SegmentOptions {
         self.participants = count;
         self
@@ -133,6 +134,14 @@ impl SegmentOptions {
         }
         if self.mode & !0o777 != 0 || self.mode & 0o600 != 0o600 {
             return refuse("the mode has permission bits only, and its owner may read and write");
+        }
+        Ok(())
+    }
+
+    /// What is made is written, at least once.
+    pub(crate) fn check_creating(&self) -> Result<()> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::InvalidInput, "a segment that is created cannot be read-only"));
         }
         Ok(())
     }

@@ -20,8 +20,9 @@ pub(crate) struct Seat {
 /// [`ErrorKind::LimitReached`] if there is none.
 pub(crate) fn sit(table: &'static [Participant]) -> Result<Seat> {
     for (index, entry) in table.iter().enumerate() {
-        let is_vacant = !liveness::is_claimed(&entry.word) && entry.pid.load(Ordering::Acquire) == 0;
-        if is_vacant && liveness::claim(&entry.word)? {
+        // Asked again once the word is ours: meanwhile somebody may have come and died, and has to be buried first.
+        let is_vacant = move || entry.pid.load(Ordering::Acquire) == 0;
+        if !liveness::is_claimed(&entry.word) && is_vacant() && liveness::claim(&entry.word, is_vacant)? {
             let generation = entry.generation.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
             entry.started.store(host::own_start_time(), Ordering::Relaxed);
             entry.pid.store(std::process::id(), Ordering::Release);
@@ -43,5 +44,5 @@ pub(crate) fn has_ended(entry: &Participant) -> bool {
 /// The same without a look at the word, for one who has taken it.
 pub(crate) fn process_has_ended(entry: &Participant) -> bool {
     let pid = entry.pid.load(Ordering::Acquire);
-    pid != 0 && host::start_time(pid) != Some(entry.started.load(Ordering::Relaxed))
+    pid != 0 && host::has_ended(pid, entry.started.load(Ordering::Relaxed))
 }

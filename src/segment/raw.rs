@@ -13,7 +13,7 @@ use super::options::SegmentOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::raw::copy;
 use crate::sys::memory::{Access, Mapping};
-use crate::sys::shm::{self, Unnamed};
+use crate::sys::shm::{self, Status, Unnamed};
 
 /// Plain shared memory under a name, without a header: Python's `SharedMemory`.
 ///
@@ -49,6 +49,7 @@ use crate::sys::shm::{self, Unnamed};
 pub struct RawSegment {
     pub(crate) bytes: Arc<Bytes>,
     name: Arc<str>,
+    status: Status,
 }
 
 /// The mapping of a raw segment.
@@ -89,6 +90,7 @@ impl SegmentOptions {
         let make = || {
             check_segment(name)?;
             self.check(true)?;
+            self.check_creating()?;
             if size == 0 {
                 return Err(Error::new(ErrorKind::InvalidInput, "it must have at least one byte"));
             }
@@ -97,8 +99,14 @@ impl SegmentOptions {
             reserve(&unnamed.file, size)?;
             let mapping = Mapping::new(&unnamed.file, 0, size, self.map_options())
                 .map_err(|source| Error::os(format!("its {size} bytes cannot be mapped"), source))?;
+            let status =
+                shm::status(&unnamed.file).map_err(|source| Error::os("its file cannot be asked", source))?;
             unnamed.link(name).map_err(|source| Error::os("the name is taken", source))?;
-            Ok(RawSegment { bytes: Arc::new(Bytes { mapping, is_writable: true }), name: name.into() })
+            Ok(RawSegment {
+                bytes: Arc::new(Bytes { mapping, is_writable: true }),
+                name: name.into(),
+                status,
+            })
         };
         make().map_err(|error| error.attempting("create", "raw segment", name))
     }
@@ -121,11 +129,17 @@ impl SegmentOptions {
             if !status.is_regular || status.size == 0 {
                 return Err(Error::new(ErrorKind::Foreign, "it is no regular file with bytes in it"));
             }
+            if is_writable && super::attachment::is_ours(&file, &status) {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "it is a segment of this crate: `Segment::open` opens it, and as plain bytes it is read-only",
+                ));
+            }
             let size = usize::try_from(status.size)
                 .map_err(|_| Error::new(ErrorKind::NoRoom, "its size cannot be addressed"))?;
             let mapping = Mapping::new(&file, 0, size, map)
                 .map_err(|source| Error::os(format!("its {size} bytes cannot be mapped"), source))?;
-            Ok(RawSegment { bytes: Arc::new(Bytes { mapping, is_writable }), name: name.into() })
+            Ok(RawSegment { bytes: Arc::new(Bytes { mapping, is_writable }), name: name.into(), status })
         };
         open().map_err(|error| error.attempting("open", "raw segment", name))
     }
@@ -180,8 +194,13 @@ impl RawSegment {
     ///
     /// [`ErrorKind::NotFound`] if the name is gone.
     pub fn unlink(&self) -> Result<()> {
-        shm::unlink(&self.name)
-            .map_err(|source| self.attempting("unlink", Error::os("its name cannot be removed", source)))
+        let unlink = || match shm::status_of_name(&self.name) {
+            Ok(named) if !named.is_same_file(&self.status) => {
+                Err(Error::new(ErrorKind::NotFound, "its name leads to another segment"))
+            }
+            _ => shm::unlink(&self.name).map_err(|source| Error::os("its name cannot be removed", source)),
+        };
+        unlink().map_err(|error| self.attempting("unlink", error))
     }
 
     fn attempting(&self, verb: &str, error: Error) -> Error {

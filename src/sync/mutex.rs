@@ -206,6 +206,7 @@ impl<T: Element> Mutex<T> {
     #[inline]
     fn guard(&self, held: Held) -> Result<MutexGuard<'_, T>, OwnerDied<MutexGuard<'_, T>>> {
         let lock = self.object.lock();
+        self.object.set_guarded();
         let guard = MutexGuard { lock, held: Some(held), data: data_of(&self.object), _stays: PhantomData };
         if lock.is_inconsistent() { Err(OwnerDied::new(guard)) } else { Ok(guard) }
     }
@@ -252,7 +253,8 @@ impl Segment {
 
 /// The right to the data of a [`Mutex`], until it is dropped. It stays on its thread.
 ///
-/// One that is forgotten keeps its lock until the thread ends, and its memory mapped; the next one who locks gets [`OwnerDied`].
+/// One that is forgotten keeps its lock until the thread ends, and its memory mapped (with it the segment's name) until the process does;
+/// the next one who locks gets [`OwnerDied`].
 /// A copy that a fork made in the child gives nothing back: the lock is the parent's.
 #[must_use = "the lock is given back when the guard is dropped"]
 pub struct MutexGuard<'a, T> {

@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "the futex calls have no safe wrapper")]
 
 use std::ptr::null;
+use std::sync::OnceLock;
 
 use super::clock::{Deadline, now_ns, timespec};
 use crate::primitive::{AtomicU32, AtomicU64, Ordering, fence};
@@ -98,6 +99,12 @@ fn set_then_wake(word: &AtomicU32, value: u32, wake_count: i32) {
     // SAFETY: FUTEX_WAKE does not read through the address; it is that of a live word. If even this is refused, sleepers
     // find the word changed when their sleep bound ends.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, wake_count) };
+}
+
+/// Whether there is another CPU on which a lock's owner could be running while we spin.
+pub(crate) fn has_other_cpus() -> bool {
+    static SEVERAL: OnceLock<bool> = OnceLock::new();
+    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
 }
 
 /// A pause of `count` spin-loop hints.

@@ -43,15 +43,32 @@ pub(crate) fn user() -> u32 {
 /// ([proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html), fields 3, 20 and 22.)
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    started_and_alive(&stat).filter(|&(_, is_alive)| is_alive).map(|(started, _)| started)
+}
+
+fn started_and_alive(stat: &str) -> Option<(u64, bool)> {
     // The second field is the name in parentheses, which may hold anything; what follows the last one is numbers.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
     let thread_count: u32 = fields.nth(16)?.parse().ok()?;
-    if matches!(state, "Z" | "X" | "x") && thread_count <= 1 {
-        return None;
+    let is_alive = !matches!(state, "Z" | "X" | "x") || thread_count > 1;
+    Some((fields.nth(1)?.parse().ok()?, is_alive))
+}
+
+/// Whether a process that was started then has ended for certain, with all its threads. What cannot be found out counts as alive.
+pub(crate) fn has_ended(pid: u32, started: u64) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => match started_and_alive(&stat) {
+            Some((now_started, is_alive)) => !is_alive || (started != 0 && now_started != started),
+            None => false,
+        },
+        // Gone, or /proc is not mounted: then the kernel is asked, which does not tell a zombie from the living.
+        Err(_) => {
+            let Ok(pid) = i32::try_from(pid) else { return true };
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) == Err(nix::Error::ESRCH)
+        }
     }
-    fields.nth(1)?.parse().ok()
 }
 
 /// When this process was started.
@@ -74,12 +91,6 @@ pub(crate) fn available_memory() -> Option<u64> {
     let line = info.lines().find(|line| line.starts_with("MemAvailable:"))?;
     let kibibytes: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
     kibibytes.checked_mul(1024)
-}
-
-/// Whether there is another CPU on which a lock's owner could be running while we spin.
-pub(crate) fn has_other_cpus() -> bool {
-    static SEVERAL: OnceLock<bool> = OnceLock::new();
-    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::ptr::null_mut;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
-use super::robust;
+use super::{robust, spawn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::{AtomicPtr, Ordering};
 
@@ -77,7 +77,7 @@ fn current() -> Option<&'static Keeper> {
 
 fn start(jobs: Receiver<Job>) -> io::Result<()> {
     let jobs = Box::into_raw(Box::new(jobs));
-    let started = with_all_signals_blocked(|| match create(jobs, STACK_SIZE) {
+    let started = spawn::with_signals_blocked(|| match create(jobs, STACK_SIZE) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(jobs, LARGE_STACK_SIZE),
         created => created,
     });
@@ -86,19 +86,6 @@ fn start(jobs: Receiver<Job>) -> io::Result<()> {
         drop(unsafe { Box::from_raw(jobs) });
     }
     started
-}
-
-fn with_all_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: it fills the set.
-    unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: `all` is filled, `before` may be written.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-    let result = f();
-    // SAFETY: `before` was filled by the call above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), null_mut()) };
-    result
 }
 
 fn create(jobs: *mut Receiver<Job>, stack_size: usize) -> io::Result<()> {

@@ -62,6 +62,12 @@ pub(crate) struct Tally {
 /// Runs `model` in every order that loom finds, with at most `preemptions` of them where a thread could have gone on; `None` is
 /// no bound. `LOOM_MAX_PREEMPTIONS` overrides a bound.
 pub(crate) fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) -> Tally {
+    let tally = explore(preemptions, model);
+    eprintln!("{tally:?}");
+    tally
+}
+
+fn explore(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) -> Tally {
     KERNEL.with(|kernel| kernel.tally.take());
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions.and(builder.preemption_bound).or(preemptions);
@@ -79,7 +85,7 @@ pub(crate) fn check_each_kill_point(
 ) -> Tally {
     let mut total = Tally::default();
     for nth in 1.. {
-        let tally = check(preemptions, move || model(nth));
+        let tally = explore(preemptions, move || model(nth));
         total.executions += tally.executions;
         total.vanished += tally.vanished;
         total.marked += tally.marked;
@@ -88,6 +94,7 @@ pub(crate) fn check_each_kill_point(
             break;
         }
     }
+    eprintln!("{total:?}");
     total
 }
 

@@ -89,10 +89,15 @@ impl Unnamed {
 
     fn create_under_temporary_name(mode: u32) -> io::Result<Unnamed> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = path_of(&format!(".multiproc-{}-{count}", std::process::id()));
-        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path)?;
-        Ok(Unnamed { file, temporary: Some(path) })
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = path_of(&format!(".multiproc-{}-{count}", std::process::id()));
+            match fs::OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(&path) {
+                // Left by a killed process that had this pid.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                opened => return Ok(Unnamed { file: opened?, temporary: Some(path) }),
+            }
+        }
     }
 
     /// Gives the file its name, in one step; `AlreadyExists` if that is taken.
@@ -216,6 +221,16 @@ pub(crate) fn try_flock(file: &File, lock: Lock) -> io::Result<bool> {
             Some(libc::EINTR) => {}
             _ => return Err(error),
         }
+    }
+}
+
+/// Gives the lock of an open file description back, whoever else has it open.
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open, for the file is borrowed.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -35,13 +35,22 @@ pub struct ValueGuard<'a, T: Plain> {
     held: Option<Held>,
     /// What is to be committed; `None` for as long as nothing was set, and for numbers.
     new: Option<T>,
+    /// It was made in a destructor, while the thread was panicking already: then that panic is none of its own.
+    was_panicking: bool,
     /// Not `Send`: the lock hangs in this thread's list.
     _stays: PhantomData<*const ()>,
 }
 
 impl<'a, T: Plain> ValueGuard<'a, T> {
     pub(super) fn new(object: &'a Object, held: Held) -> ValueGuard<'a, T> {
-        ValueGuard { object, held: Some(held), new: None, _stays: PhantomData }
+        object.set_guarded();
+        ValueGuard {
+            object,
+            held: Some(held),
+            new: None,
+            was_panicking: std::thread::panicking(),
+            _stays: PhantomData,
+        }
     }
 
     /// The value, with what this guard has set.
@@ -82,7 +91,7 @@ impl<T: Plain> Drop for ValueGuard<'_, T> {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
             if let Some(new) = self.new.take()
-                && !std::thread::panicking()
+                && (self.was_panicking || !std::thread::panicking())
             {
                 store::store(self.object, new);
             }

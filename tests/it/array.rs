@@ -215,6 +215,43 @@ fn a_large_write_from_an_odd_address_arrives_whole() -> multiproc::Result<()> {
 }
 
 #[test]
+fn large_arrays_made_and_dropped_by_many_threads_are_never_the_same() {
+    // Two threads once got the same memory: one swept up what the other was just making.
+    std::thread::scope(|threads| {
+        for mark in 1..=4 {
+            threads.spawn(move || {
+                for _ in 0..300 {
+                    let array = Array::<u64>::new(10_000).unwrap();
+                    let mut elements = array.lock().unwrap();
+                    assert!(elements.iter().all(|&element| element == 0), "a fresh array is zero");
+                    elements.fill(mark);
+                    assert!(elements.iter().all(|&element| element == mark), "and nobody else's");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_racing_read_of_a_small_integer_is_not_torn() -> multiproc::Result<()> {
+    let numbers = RawArray::<u32>::new(3)?;
+    let halves = RawArray::<u16>::new(3)?;
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 0..200_000_u32 {
+                numbers.set(1, if round % 2 == 0 { u32::MAX } else { 0 });
+                halves.write_from(1, &[if round % 2 == 0 { u16::MAX } else { 0 }]);
+            }
+        });
+        for _ in 0..200_000 {
+            assert!(matches!(numbers.get(1), 0 | u32::MAX));
+            assert!(matches!(halves.get(1), 0 | u16::MAX));
+        }
+    });
+    Ok(())
+}
+
+#[test]
 fn in_a_segment_beside_others() -> multiproc::Result<()> {
     let name = unique("market");
     let market = Segment::create(&name, 1 << 16)?;

@@ -141,6 +141,29 @@ fn a_forgotten_guard_does_not_fault_the_next_lock() -> multiproc::Result<()> {
 }
 
 #[test]
+fn dropping_a_handle_while_another_s_guard_is_held_leaks_nothing() -> multiproc::Result<()> {
+    fn many(name: String) -> Result<(), String> {
+        let mutex = Mutex::create(&name, 1_u32).map_err(|error| error.to_string())?;
+        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        let guard = mutex.lock().unwrap();
+        for _ in 0..100 {
+            drop(Mutex::<u32>::open(&name).map_err(|error| error.to_string())?);
+        }
+        drop(guard);
+        if descriptors() == before {
+            Ok(())
+        } else {
+            Err(format!("{before} descriptors, then {}", descriptors()))
+        }
+    }
+    let name = unique("two");
+    assert_eq!(Process::spawn(many, (name.clone(),))?.join()?, Ok(()));
+    assert!(!exists(&name));
+    Ok(())
+}
+
+#[test]
 fn many_locks_in_any_order() -> multiproc::Result<()> {
     let locks: Vec<Mutex<usize>> = (0..300).map(Mutex::new).collect::<Result<_, _>>()?;
     let mut guards: Vec<_> = locks.iter().map(|lock| Some(lock.lock().unwrap())).collect();

@@ -74,6 +74,46 @@ fn a_full_segment_says_so_and_stays_whole() -> multiproc::Result<()> {
 }
 
 #[test]
+fn a_name_goes_though_a_child_is_just_being_started() -> multiproc::Result<()> {
+    // Until its exec such a child holds a copy of every description, and with it of every flock.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let _ = std::process::Command::new("true").status();
+            }
+        });
+        let left: Vec<String> = (0..1_000)
+            .map(|_| unique("spawned"))
+            .filter(|name| {
+                drop(Value::create(name, 1).unwrap());
+                exists(name)
+            })
+            .collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for name in &left {
+            let _ = unlink(name);
+        }
+        assert!(left.is_empty(), "{} names are left", left.len());
+    });
+    Ok(())
+}
+
+#[test]
+fn what_is_created_cannot_be_read_only() {
+    let name = unique("contrary");
+    for error in [
+        Segment::options().read_only().create(&name, 1).unwrap_err(),
+        Segment::options().read_only().open_or_create(&name, 1).unwrap_err(),
+        Segment::options().read_only().anonymous(1).unwrap_err(),
+        Segment::options().read_only().create_raw(&name, 1).unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    }
+    assert!(!exists(&name));
+}
+
+#[test]
 fn names_are_checked_with_a_reason() {
     for (name, reason) in
         [("", "empty"), ("a/b", "no `/`"), ("/a", "no `/`"), ("a\0b", "NUL"), (".a", "dot"), ("..", "dot")]
@@ -404,11 +444,24 @@ fn plain_bytes() -> multiproc::Result<()> {
     assert_eq!(other.view::<u32>(8, 10)?.get(3), 0x0102_0304);
     let watcher = Segment::options().read_only().open_raw(&name)?;
     assert_eq!(watcher.write(0, b"x").unwrap_err().kind(), ErrorKind::ReadOnly);
+    let segment = unique("ours");
+    let value = Value::create(&segment, 1)?;
+    assert_eq!(Segment::open_raw(&segment).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert!(Segment::options().read_only().open_raw(&segment)?.size() > 0);
+    drop(value);
+
     drop((bytes, view));
     assert!(exists(&name), "plain bytes stay until somebody unlinks them");
     other.unlink()?;
     assert_eq!(other.unlink().unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!exists(&name));
+
+    let old = Segment::create_raw(&name, 1)?;
+    fs::remove_file(path(&name)).unwrap();
+    let value = Value::create(&name, 1)?;
+    assert_eq!(old.unlink().unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(exists(&name), "the name is another's now");
+    drop(value);
     Ok(())
 }
 

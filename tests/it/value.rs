@@ -153,6 +153,25 @@ fn a_guard_commits_when_it_is_dropped_and_not_while_panicking() -> multiproc::Re
 }
 
 #[test]
+fn a_destructor_that_runs_while_panicking_can_still_write() -> multiproc::Result<()> {
+    struct Writes(Value<[u32; 3]>);
+    impl Drop for Writes {
+        fn drop(&mut self) {
+            assert_eq!(self.0.update(|[first, ..]| [first + 1; 3]), [1; 3]);
+        }
+    }
+    let value = Value::new([0; 3])?;
+    let writes = Writes(value.clone());
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _writes = writes;
+        panic!("for another reason");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(value.get(), [1; 3]);
+    Ok(())
+}
+
+#[test]
 fn try_lock_and_lock_timeout_say_that_another_has_it() -> multiproc::Result<()> {
     let value = Value::new([0_u64; 2])?;
     let guard = value.lock();
@@ -211,7 +230,9 @@ fn bits_that_are_no_value_are_said_to_be_so() -> multiproc::Result<()> {
     let light = RawValue::create(&name, Light::Red)?;
     let offset = Segment::open(&name)?.objects()?[0].offset;
     // A program that knows nothing of the type writes a 7 into it.
-    Segment::open_raw(&name)?.write(offset + 64, &[7])?;
+    let file =
+        std::fs::OpenOptions::new().write(true).open(std::path::Path::new("/dev/shm").join(&name)).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[7], offset as u64 + 64).unwrap();
     assert!(light.get_checked().is_err());
     assert!(std::panic::catch_unwind(|| light.get()).is_err());
     light.set(Light::Green);

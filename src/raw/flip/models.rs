@@ -1,6 +1,7 @@
 //! The flip under loom: what a reader may see while versions are written, and while a writer vanishes.
 //!
-//! Run with `cargo loom`. Each model has been seen to fail with the flip weakened: which weakenings, stands above it.
+//! Run with `cargo loom`. Both have been seen to fail with each of: a relaxed commit, no release fence, no acquire fence, a relaxed
+//! first look at the version, a second look at its parity only, no second look, the commit before the words, one copy.
 //!
 //! A kill point does not lie between the last word and the commit: the flip calls nobody there. A death there leaves one word
 //! more in the copy that does not count than a death before the last word.
@@ -74,7 +75,7 @@ impl Shared {
 
 #[test]
 fn a_reader_sees_whole_versions_and_none_twice_the_older() {
-    let tally = check(None, || {
+    check(None, || {
         let shared = Shared::new();
         let writer = {
             let shared = Rc::clone(&shared);
@@ -85,7 +86,6 @@ fn a_reader_sees_whole_versions_and_none_twice_the_older() {
         shared.assert_in_order(&values);
         assert_eq!(shared.read(), 2);
     });
-    eprintln!("{tally:?}");
 }
 
 fn a_writer_vanishes<F: Form>(nth: u32) {
@@ -109,13 +109,13 @@ fn a_writer_vanishes<F: Form>(nth: u32) {
     assert!(has_vanished || shared.history.borrow().len() == 3);
 }
 
+/// Fails too when the lock no longer orders the dead writer before the next one.
 #[test]
 fn a_writer_vanishes_and_the_next_takes_over() {
     for tally in [
         check_each_kill_point(Some(2), a_writer_vanishes::<Linked>),
         check_each_kill_point(Some(2), a_writer_vanishes::<PendingOnly>),
     ] {
-        eprintln!("{tally:?}");
         assert!(tally.marked > 0);
     }
 }

@@ -1,6 +1,8 @@
 //! The lock under loom: orderings, lost wake-ups, and owners and waiters that vanish at each of their kill points.
 //!
-//! Run with `cargo loom`. Each model has been seen to fail with the lock weakened: which weakenings, stands above it.
+//! Run with `cargo loom`. Each model has been seen to fail; above it stands what was weakened. The three orderings (Relaxed in the fast
+//! CAS, the slow CAS or the unlocking CAS) fail in every model. The release fence before FUTEX_WAKE_OP, gone from the stand-in, fails
+//! in every one with a third thread or a second round.
 //!
 //! A kill point does not lie between the CAS that takes a dead owner's word and the store of `status`: nothing of the kernel's
 //! is called there. A death there leaves the TID in the word, like one just after.
@@ -76,17 +78,18 @@ fn two_threads<F: Form>() {
     assert_eq!(added, 3);
 }
 
+/// Fails with each of the orderings, and with the fence gone.
 #[test]
 fn one_owner_at_a_time() {
     for tally in [check(None, two_threads::<Linked>), check(None, two_threads::<PendingOnly>)] {
-        eprintln!("{tally:?}");
         assert!(tally.slept > 0);
     }
 }
 
+/// Fails when the taker of a released word drops WAITERS.
 #[test]
 fn one_of_three_only_tries() {
-    let tally = check(Some(4), || {
+    let tally = check(Some(3), || {
         let shared = Shared::new();
         let locks = spawn_add::<Linked>(&shared, Deadline::Never);
         let tries = spawn_add::<PendingOnly>(&shared, Deadline::Now);
@@ -95,9 +98,10 @@ fn one_of_three_only_tries() {
         shared.assert_sum(added, 0);
         assert!(added >= 2);
     });
-    eprintln!("{tally:?}");
+    assert!(tally.slept > 0);
 }
 
+/// Fails when the taker of a released word drops WAITERS.
 #[test]
 fn three_threads_leave_nobody_asleep() {
     let tally = check(Some(3), || {
@@ -109,9 +113,10 @@ fn three_threads_leave_nobody_asleep() {
         shared.assert_sum(added, 0);
         assert_eq!(added, 4);
     });
-    eprintln!("{tally:?}");
+    assert!(tally.slept > 0);
 }
 
+/// Fails when a waiter whose time has come leaves without another look at the word, no death needed.
 #[test]
 fn a_timed_waiter_gives_up_and_takes_no_wake_up_along() {
     let tally = check(Some(3), || {
@@ -125,7 +130,7 @@ fn a_timed_waiter_gives_up_and_takes_no_wake_up_along() {
         shared.assert_sum(added, 0);
         assert!(added >= 2);
     });
-    eprintln!("{tally:?}");
+    assert!(tally.slept > 0);
 }
 
 fn spawn_mortal_add<F: Form>(
@@ -154,13 +159,14 @@ fn one_of_three_vanishes<F: Form>(nth: u32) {
     assert_eq!(added + vanished, 5);
 }
 
+/// Fails with glibc's unlock (store 0, then wake one), with "store WAITERS, wake one, CAS to 0" (an ABA), when the pending slot is
+/// set too late or cleared too early anywhere, asleep too, and when WAITERS is not kept by one that barges in.
 #[test]
 fn an_owner_or_waiter_vanishes_and_the_others_go_on() {
     for tally in [
         check_each_kill_point(Some(2), one_of_three_vanishes::<Linked>),
         check_each_kill_point(Some(2), one_of_three_vanishes::<PendingOnly>),
     ] {
-        eprintln!("{tally:?}");
         assert!(tally.marked > 0);
         assert!(tally.vanished > tally.marked);
     }
@@ -181,10 +187,10 @@ fn a_timed_waiter_vanishes(nth: u32) {
     assert!(added >= 3);
 }
 
+/// Fails when the pending slot is cleared asleep, or the waiter leaves without another look.
 #[test]
 fn a_timed_waiter_vanishes_and_the_others_go_on() {
     let tally = check_each_kill_point(Some(2), a_timed_waiter_vanishes);
-    eprintln!("{tally:?}");
     assert!(tally.vanished > tally.marked);
 }
 
@@ -211,9 +217,9 @@ fn an_owner_of_two_vanishes(nth: u32) {
     assert_eq!(nest(&pair), 1);
 }
 
+/// Fails when the pending slot is cleared before the node is linked, or the node unlinked before it is set.
 #[test]
 fn an_owner_of_two_locks_vanishes() {
     let tally = check_each_kill_point(None, an_owner_of_two_vanishes);
-    eprintln!("{tally:?}");
     assert!(tally.marked > tally.vanished / 2);
 }

@@ -82,16 +82,32 @@ pub(super) fn large_range(chunks: &[Chunk], first: usize) -> Option<usize> {
     Some(1 + rest)
 }
 
-/// Claims `count` free chunks in a row for `owner`, looking from `hint` on and then from `first` on; their use is [`UNUSED`].
-pub(super) fn claim(chunks: &[Chunk], first: usize, hint: usize, owner: u64, count: usize) -> Option<usize> {
+/// Claims `count` free chunks in a row for `owner`, looking from `hint` on and then from `first` on; their use is [`UNUSED`]. `used` is
+/// raised to the end of a row before it is touched: burying looks no further.
+pub(super) fn claim(
+    chunks: &[Chunk],
+    first: usize,
+    hint: usize,
+    owner: u64,
+    count: usize,
+    used: &AtomicU64,
+) -> Option<usize> {
     let hint = hint.clamp(first, chunks.len());
-    claim_between(chunks, hint, chunks.len(), owner, count)
-        .or_else(|| claim_between(chunks, first, (hint + count).min(chunks.len()), owner, count))
+    claim_between(chunks, hint, chunks.len(), owner, count, used)
+        .or_else(|| claim_between(chunks, first, (hint + count).min(chunks.len()), owner, count, used))
 }
 
-fn claim_between(chunks: &[Chunk], start: usize, end: usize, owner: u64, count: usize) -> Option<usize> {
+fn claim_between(
+    chunks: &[Chunk],
+    start: usize,
+    end: usize,
+    owner: u64,
+    count: usize,
+    used: &AtomicU64,
+) -> Option<usize> {
     let mut begin = start;
     while begin.checked_add(count)? <= end {
+        used.fetch_max((begin + count) as u64, Ordering::AcqRel);
         let row = &chunks[begin..begin + count];
         match row.iter().position(|chunk| !chunk.claim(owner)) {
             None => return Some(begin),
@@ -128,13 +144,13 @@ mod tests {
 
     #[test]
     fn claims_rows_and_gives_back_what_does_not_do() {
-        let chunks = table(8);
+        let (chunks, used) = (table(8), AtomicU64::new(0));
         chunks[3].owner.store(9, Ordering::Relaxed);
-        assert_eq!(claim(&chunks, 1, 1, 7, 3), Some(4));
-        assert_eq!(claim(&chunks, 1, 7, 7, 2), Some(1));
-        assert_eq!(claim(&chunks, 1, 1, 7, 2), None);
-        assert_eq!(claim(&chunks, 1, 1, 7, 1), Some(7));
-        assert_eq!(claim(&chunks, 1, 1, 7, 1), None);
-        assert_eq!(chunks[0].owner.load(Ordering::Relaxed), 0);
+        assert_eq!(claim(&chunks, 1, 1, 7, 3, &used), Some(4));
+        assert_eq!(claim(&chunks, 1, 7, 7, 2, &used), Some(1));
+        assert_eq!(claim(&chunks, 1, 1, 7, 2, &used), None);
+        assert_eq!(claim(&chunks, 1, 1, 7, 1, &used), Some(7));
+        assert_eq!(claim(&chunks, 1, 1, 7, 1, &used), None);
+        assert_eq!((chunks[0].owner.load(Ordering::Relaxed), used.load(Ordering::Relaxed)), (0, 8));
     }
 }

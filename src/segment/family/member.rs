@@ -125,10 +125,7 @@ impl Member {
         };
         let base = family.at(offset)?;
         let state = &family.header(offset).state;
-        let generation = match generation_of(state.load(Ordering::Acquire)) {
-            0 => family.next_generation(),
-            generation => generation,
-        };
+        let generation = family.next_generation();
         // Before the private lock goes: a sweep must not take it for a place that was given back.
         state.store(in_the_making(generation), Ordering::Release);
         drop(private);
@@ -147,13 +144,17 @@ impl Member {
         chunks[first + 1..first + count]
             .iter()
             .for_each(|chunk| chunk.usage.store(LARGE_REST, Ordering::Release));
+        let offset = first * CHUNK_SIZE;
+        if let Err(error) = family.at(offset) {
+            give_back(family, first, count);
+            return Err(error);
+        }
+        let place = place_at(offset, family.next_generation());
+        // Before the private lock goes: a sweep must not take it for an object that was given back.
+        family.header(offset).state.store(in_the_making(place.generation), Ordering::Release);
         private.large.push(first);
         drop(private);
-        let offset = first * CHUNK_SIZE;
-        let place = place_at(offset, family.next_generation());
-        family.at(offset)?;
-        family.header(offset).state.store(in_the_making(place.generation), Ordering::Release);
-        let (base, mapping) = family.map_object(place)?;
+        let (base, mapping) = family.map_object(place).inspect_err(|_| family.free(place))?;
         Ok(Room { place, base, mapping })
     }
 
@@ -161,12 +162,13 @@ impl Member {
     fn claim(&self, family: &'static Family, private: &mut Private, count: usize) -> Result<usize> {
         let live = family.live();
         let hint = usize::try_from(live.chunk_hint.load(Ordering::Relaxed)).unwrap_or(0);
-        let chunks = family.chunks();
-        let found = chunks::claim(chunks, family.first_chunk, hint, self.owner(), count).or_else(|| {
-            // Perhaps the dead have some.
-            self.bury_dead_into(family, private);
-            chunks::claim(chunks, family.first_chunk, family.first_chunk, self.owner(), count)
-        });
+        let (chunks, used) = (family.chunks(), &live.chunks_used);
+        let found =
+            chunks::claim(chunks, family.first_chunk, hint, self.owner(), count, used).or_else(|| {
+                // Perhaps the dead have some.
+                self.bury_dead_into(family, private);
+                chunks::claim(chunks, family.first_chunk, family.first_chunk, self.owner(), count, used)
+            });
         let first = found.ok_or_else(|| {
             Error::new(
                 ErrorKind::NoRoom,
@@ -174,7 +176,6 @@ impl Member {
             )
         })?;
         let end = first + count;
-        live.chunks_used.fetch_max(end as u64, Ordering::AcqRel);
         live.chunk_hint.store(end as u64, Ordering::Relaxed);
         if let Err(error) = reserve(family, first, count) {
             give_back(family, first, count);
@@ -265,6 +266,7 @@ impl Member {
                     let found = state.load(Ordering::Acquire);
                     if !is_live(found) {
                         // Its maker died before it was whole.
+                        family.header(index * CHUNK_SIZE).references.store(0, Ordering::Relaxed);
                         state.store(super::free(generation_of(found)), Ordering::Release);
                     }
                     private.large.push(index);
@@ -279,9 +281,13 @@ impl Member {
                         let class = (chunk.usage() - SLOTS) as usize;
                         chunk.owner.store(self.owner(), Ordering::Release);
                         private.open_slots(index, class, |slot| {
-                            !is_live(
-                                family.header(index * CHUNK_SIZE + slot * size).state.load(Ordering::Acquire),
-                            )
+                            let header = family.header(index * CHUNK_SIZE + slot * size);
+                            let is_free = !is_live(header.state.load(Ordering::Acquire));
+                            if is_free {
+                                // Its maker may have died before it was whole.
+                                header.references.store(0, Ordering::Relaxed);
+                            }
+                            is_free
                         });
                         private.give_back_if_empty(family, index);
                     }

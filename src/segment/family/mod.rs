@@ -144,7 +144,7 @@ pub(crate) fn build(shape: &Shape, init: impl FnOnce(NonNull<u8>)) -> Result<Ano
     header.kind.store(shape.kind_word(), Ordering::Relaxed);
     header.references.store(1, Ordering::Relaxed);
     // The entry counts from the moment the object lives: a kill between the two leaves neither.
-    let hold = member.hold_new(family, room.place).inspect_err(|_| family.free(room.place))?;
+    let hold = member.hold_new(family, room.place).inspect_err(|_| family.drop_reference(room.place))?;
     header.state.store(live(room.place.generation), Ordering::Release);
     Ok(Anonymous { base: room.base, hold, mapping: room.mapping })
 }
@@ -165,6 +165,10 @@ pub(crate) fn resolve(place: Place, expected: &Shape) -> Result<Anonymous> {
         ));
     }
     let (base, mapping) = family.map_object(place)?;
+    let room = mapping.as_ref().map_or_else(|| room_of(&hold), Mapping::size);
+    if room < expected.size {
+        return Err(Error::new(ErrorKind::Corrupted, "what was sent is smaller than its type"));
+    }
     Ok(Anonymous { base, hold, mapping })
 }
 
@@ -188,12 +192,10 @@ pub(crate) fn post(hold: &Hold) {
     }
 }
 
-/// The message was received, or will never be: it does not count any more.
-pub(crate) fn unpost(place: Place) {
-    if let Some(family) = FAMILY_OF_THIS_PROCESS.get()
-        && family.is_place(place)
-    {
-        family.drop_reference(place);
+/// The message was received, and its objects are held: it does not count any more.
+pub(crate) fn unpost(hold: &Hold) {
+    if let Some(family) = FAMILY_OF_THIS_PROCESS.get() {
+        family.drop_reference(hold.place());
     }
 }
 
@@ -400,14 +402,12 @@ impl Family {
             let _ =
                 shm::punch(&self.file, (place.offset() + page) as u64, (count * CHUNK_SIZE - page) as u64);
         }
-        self.header(place.offset())
-            .state
-            .store(free(place.generation % GENERATION_MOST + 1), Ordering::Release);
+        self.header(place.offset()).state.store(free(place.generation), Ordering::Release);
         // Tells the chunk's owner where to look. Lost with a kill here, it leaks the place until the owner sweeps for others.
         self.chunks()[first].freed.fetch_add(1, Ordering::Release);
     }
 
-    /// A generation for a place that has none yet. Chunks come back as zeros, so it must not begin at 1 each time.
+    /// A generation for an object: one for all places, so that no place sees one again for as long as it takes to count to 2³⁰.
     fn next_generation(&self) -> u32 {
         let count = self.live().generations.fetch_add(1, Ordering::Relaxed);
         (count % u64::from(GENERATION_MOST)) as u32 + 1
@@ -415,15 +415,12 @@ impl Family {
 
     /// Fills the place of `size` bytes at `base` with zeros, but for its state.
     fn wipe(base: NonNull<u8>, size: usize) {
-        const ZEROS: [u8; 4096] = [0; 4096];
         const STATE: usize = std::mem::offset_of!(ObjectHeader, state);
         let fill = |start: usize, end: usize| {
-            for offset in (start..end).step_by(ZEROS.len()) {
-                // SAFETY: inside the `size` bytes that the caller has just allocated at `base`.
-                let target = unsafe { base.add(offset) };
-                // SAFETY: as above; nobody else uses them.
-                unsafe { copy::store(ZEROS.as_ptr(), target.as_ptr(), ZEROS.len().min(end - offset)) };
-            }
+            // SAFETY: inside the `size` bytes that the caller has just allocated at `base`.
+            let target = unsafe { base.add(start) };
+            // SAFETY: as above; nobody else uses them.
+            unsafe { copy::fill_with_zeros(target.as_ptr(), end - start) };
         };
         fill(0, STATE);
         fill(STATE + size_of::<u32>(), size);
@@ -478,7 +475,7 @@ mod tests {
         post(&object.hold);
         drop(object);
         let received = hold(place).unwrap();
-        unpost(place);
+        unpost(&received);
         drop(received);
         assert_eq!(hold(place).err().unwrap().kind(), ErrorKind::NotFound);
     }
