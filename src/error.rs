@@ -223,6 +223,13 @@ impl<'de> Deserialize<'de> for Error {
     }
 }
 
+/// So that `?` works on both in one function. What was attempted is not known.
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Error {
+        Error::os(source.to_string(), source)
+    }
+}
+
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         let kind = match error.kind() {

@@ -375,7 +375,11 @@ impl<T: Element> Array<T> {
         let lock = self.object.lock();
         self.object.set_guarded();
         let guard = ArrayGuard::new(lock, held, self.object.at(ELEMENTS_OFFSET).cast(), self.len());
-        if lock.is_inconsistent() { Err(OwnerDied::new(guard)) } else { Ok(guard) }
+        if !lock.is_inconsistent() {
+            return Ok(guard);
+        }
+        self.object.note_death();
+        Err(OwnerDied::new(guard))
     }
 }
 

@@ -22,14 +22,20 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// use multiproc::Process;
 ///
 /// # fn main() -> multiproc::Result<()> {
+/// fn tick() {
+///     loop {
+///         std::thread::park();
+///     }
+/// }
+///
 /// let ticker = Process::builder()
 ///     .name("ticker")
 ///     .daemon()
 ///     .start_timeout(Duration::from_secs(5))
-///     .spawn(|| loop { std::thread::park() }, ())?;
+///     .spawn(tick, ())?;
 /// assert!(ticker.is_daemon());
 /// ticker.kill()?;
-/// # ticker.join().map(|()| ()).unwrap_err();
+/// # ticker.join().unwrap_err();
 /// # Ok(())
 /// # }
 /// ```
@@ -46,7 +52,8 @@ impl Process<()> {
     ///
     /// The function is an item or a closure that captures nothing; what it needs are its arguments, a tuple of up to eight
     /// values that serde can encode, handles of shared objects among them. Its return value comes back the same way. If that
-    /// is a `Result`, an `Err` makes the exit code 1; a panic makes it 101.
+    /// is a `Result`, an `Err` makes the exit code 1; a panic makes it 101. A function that never returns is declared to return `()`: there is
+    /// nothing that `!` could be sent as.
     ///
     /// In the child, stdin is the null device, and stdout and stderr are this process's. SIGPIPE is ignored, no signal is
     /// blocked, SIGTERM and SIGCHLD have their default action.

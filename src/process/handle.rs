@@ -104,8 +104,10 @@ impl<R> Process<R> {
     /// use multiproc::Process;
     ///
     /// # fn main() -> multiproc::Result<()> {
-    /// let child = Process::spawn(|| std::process::exit(7), ())?;
-    /// # let child: Process<()> = child;
+    /// fn give_up() {
+    ///     std::process::exit(7)
+    /// }
+    /// let child = Process::spawn(give_up, ())?;
     /// assert!(child.join().is_err());
     /// assert_eq!(child.exit_code(), Some(7));
     /// # Ok(())

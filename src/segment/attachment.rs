@@ -12,29 +12,29 @@
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytemuck::Zeroable;
-
 use super::directory::{self, Bytes, Entry};
-use super::layout::{
-    BYTE_ORDER, FAMILY, LIVE_OFFSET, Live, MAGIC, PARTICIPANTS_OFFSET, PERSIST, Participant, Preamble, Shape,
-    VERSION,
-};
+use super::layout::{LIVE_OFFSET, Live, Shape};
+use super::life::{Reaped, cannot_open_file, is_reaped, reap};
 use super::name;
 use super::options::SegmentOptions;
+use super::preamble::{checked_preamble, corrupted, is_of_another_namespace, objects_offset, write_preamble};
+use super::room::reserve;
 use crate::error::{Error, ErrorKind, Result};
-use crate::primitive::Ordering;
+use crate::primitive::{AtomicBool, Ordering};
 use crate::raw::copy;
 use crate::raw::lock::{Linked, RawLock};
 use crate::sys::clock::Deadline;
 use crate::sys::memory::{Access, Mapping};
+use crate::sys::robust;
 use crate::sys::shm::{self, Lock, Status, Unnamed};
-use crate::sys::{host, robust};
 
+/// How long the last to detach waits for a dead one's descriptors to be closed.
+const DEATH_TIMEOUT: Duration = Duration::from_millis(250);
+const DEATH_PAUSE: Duration = Duration::from_millis(1);
 /// How long an attach waits for somebody who is just deciding whether the name may go.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 const BUSY_PAUSE: Duration = Duration::from_micros(200);
@@ -53,6 +53,8 @@ pub(crate) struct Attachment {
     access: Access,
     /// Whether the segment belongs to another PID namespace or boot: then no lock in it may be taken.
     is_foreign_namespace: bool,
+    /// Somebody who was attached has died: it may still be on its way out, and count as attached, when this process detaches.
+    has_seen_death: AtomicBool,
     forks: u32,
 }
 
@@ -72,7 +74,7 @@ impl Attachment {
         robust::check_supported()?;
         if let Some(name) = name
             && shm::status_of_name(name).is_ok()
-            && !reap(name).unwrap_or(false)
+            && !is_reaped(name)
         {
             // Before any memory is taken for it. The link below asks again.
             return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
@@ -107,6 +109,7 @@ impl Attachment {
             objects_offset,
             access: Access::ReadWrite,
             is_foreign_namespace: false,
+            has_seen_death: AtomicBool::new(false),
             forks: robust::forks(),
         };
         let attachment = Arc::new(attachment);
@@ -198,9 +201,15 @@ impl Attachment {
                 .map_err(|_| corrupted("its size cannot be addressed"))?,
             access: if options.read_only { Access::ReadOnly } else { Access::ReadWrite },
             is_foreign_namespace,
+            has_seen_death: AtomicBool::new(false),
             forks: robust::forks(),
         };
         Ok(Arc::new(attachment))
+    }
+
+    /// Somebody who was attached has died.
+    pub(crate) fn note_death(&self) {
+        self.has_seen_death.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn name(&self) -> Option<&str> {
@@ -272,16 +281,11 @@ impl Attachment {
         Ok(entry)
     }
 
-    /// The object at this offset, if it is what `expected` says.
-    pub(crate) fn find_at(&self, object_offset: usize, expected: &Shape) -> Result<Entry> {
-        for entry in directory::entries(self, self.newest()) {
-            let entry = entry?;
-            if entry.object_offset == object_offset {
-                self.admit(&entry, expected)?;
-                return Ok(entry);
-            }
-        }
-        Err(Error::new(ErrorKind::NotFound, "the segment has no object there"))
+    /// The object of the directory entry at this offset, if it is what `expected` says.
+    pub(crate) fn find_at(&self, entry_offset: usize, expected: &Shape) -> Result<Entry> {
+        let entry = directory::entry_at(self, entry_offset)?;
+        self.admit(&entry, expected)?;
+        Ok(entry)
     }
 
     fn admit(&self, entry: &Entry, expected: &Shape) -> Result<()> {
@@ -459,8 +463,14 @@ impl Drop for Attachment {
             let _ = shm::unlock(&file);
         }
         if is_own && let Some(name) = self.name() {
-            // What cannot be removed now stays for the next one who looks.
-            let _ = reap(name);
+            // A dead owner's locks are given away before its descriptors are closed: it may count as attached for a moment more, and
+            // nobody comes after us. What cannot be removed then stays for the next one who looks.
+            let patience =
+                if self.has_seen_death.load(Ordering::Relaxed) { DEATH_TIMEOUT } else { Duration::ZERO };
+            let deadline = Deadline::after(patience);
+            while matches!(reap(name), Ok(Reaped::InUse)) && !deadline.has_passed() {
+                std::thread::sleep(DEATH_PAUSE);
+            }
         }
     }
 }
@@ -469,75 +479,6 @@ impl std::fmt::Debug for Attachment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Segment").field("name", &self.name).field("size", &self.size).finish_non_exhaustive()
     }
-}
-
-/// Where objects begin behind a table of so many participants.
-pub(crate) fn objects_offset(participants: u32) -> usize {
-    PARTICIPANTS_OFFSET + participants as usize * size_of::<Participant>()
-}
-
-/// Removes the name of a segment of ours that nobody is attached to. `false` if it is in use, persistent, or not there.
-///
-/// # Errors
-///
-/// [`ErrorKind::Foreign`] if it was not made by this crate, or belongs to another user.
-pub(crate) fn reap(name: &str) -> Result<bool> {
-    name::check_segment(name)?;
-    let cannot = |what: &'static str| move |source: std::io::Error| Error::os(what, source);
-    let file = match shm::open(name, false) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(cannot("it cannot be opened")(error)),
-    };
-    let status = shm::status(&file).map_err(cannot("its file cannot be asked"))?;
-    let preamble = read_preamble(&file, &status)?;
-    if status.user != host::user() {
-        return Err(Error::new(ErrorKind::Foreign, format!("it belongs to user {}", status.user)));
-    }
-    if preamble.flags & PERSIST != 0
-        || !shm::try_flock(&file, Lock::Exclusive).map_err(cannot("its file cannot be locked"))?
-    {
-        return Ok(false);
-    }
-    // Under the exclusive lock nobody attaches, but the name may have gone to another segment before.
-    match shm::status_of_name(name) {
-        Ok(named) if named.is_same_file(&status) => {
-            shm::unlink(name).map_err(cannot("its name cannot be removed"))?;
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
-}
-
-/// Opens what has this name, or creates it. Between the two somebody may create or remove it: then the other one works, unless they do it
-/// for ever, which is the outer error.
-pub(crate) fn open_or_create<T>(
-    name: &str,
-    mut open: impl FnMut() -> Result<T>,
-    mut create: impl FnMut() -> Result<T>,
-) -> Result<Result<T>> {
-    for _ in 0..64 {
-        match open() {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            opened => return Ok(opened),
-        }
-        match create() {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            // Perhaps the room went to another one who creates it just now.
-            Err(error) if error.kind() == ErrorKind::NoRoom && shm::status_of_name(name).is_ok() => {}
-            created => return Ok(created),
-        }
-    }
-    Err(Error::new(ErrorKind::Busy, "it comes and goes faster than it can be attached"))
-}
-
-/// Removes the name of a segment of ours, whoever is attached.
-pub(crate) fn unlink(name: &str) -> Result<()> {
-    name::check_segment(name)?;
-    let file = shm::open(name, false).map_err(|source| cannot_open_file(source, &SegmentOptions::new()))?;
-    let status = shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
-    read_preamble(&file, &status)?;
-    shm::unlink(name).map_err(|source| Error::os("its name cannot be removed", source))
 }
 
 /// The file of a segment that is being made.
@@ -573,69 +514,6 @@ fn make_file(name: Option<&str>, size: usize, options: &SegmentOptions) -> Resul
     }
 }
 
-/// Reserves every page, after asking whether there is room: filling the file system to find out would harm others.
-pub(crate) fn reserve(file: &File, size: usize) -> Result<()> {
-    let full = |room: u64| {
-        Error::new(ErrorKind::NoRoom, format!("it needs {size} bytes, and there is room for {room}"))
-    };
-    let room =
-        shm::room(file).map_err(|source| Error::os("its file system cannot be asked for room", source))?;
-    check_memory(size)?;
-    match room {
-        Some(room) if room < size as u64 => Err(full(room)),
-        _ => shm::reserve(file, 0, size as u64)
-            .map_err(|source| Error::os(format!("{size} bytes cannot be reserved"), source)),
-    }
-}
-
-/// Whether so much memory can be had at all. Small amounts are not asked for: the question costs more than they do.
-pub(crate) fn check_memory(size: usize) -> Result<()> {
-    const WORTH_ASKING: usize = 16 << 20;
-    if size <= WORTH_ASKING {
-        return Ok(());
-    }
-    match host::available_memory() {
-        Some(available) if available < size as u64 => Err(Error::new(
-            ErrorKind::NoRoom,
-            format!("it needs {size} bytes, and the machine has {available} bytes of memory available"),
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn write_preamble(
-    mapping: &Mapping,
-    size: usize,
-    objects_offset: usize,
-    is_anonymous: bool,
-    options: &SegmentOptions,
-) {
-    let mut preamble = own_preamble();
-    preamble.flags = if options.persist && !is_anonymous { PERSIST } else { 0 };
-    preamble.size = size as u64;
-    preamble.participants_count = options.participants;
-    preamble.mode = if is_anonymous { 0 } else { options.mode };
-    preamble.objects_offset = objects_offset as u64;
-    let bytes = bytemuck::bytes_of(&preamble);
-    // SAFETY: a new segment is larger than its preamble, and nobody else knows it yet.
-    unsafe { copy::store(bytes.as_ptr(), mapping.base().as_ptr(), bytes.len()) };
-}
-
-/// What this program writes, and expects, in every preamble.
-pub(crate) fn own_preamble() -> Preamble {
-    Preamble {
-        magic: MAGIC,
-        version: VERSION,
-        pointer_width: size_of::<usize>() as u8,
-        byte_order: BYTE_ORDER,
-        futex_offset: robust::FUTEX_OFFSET as i32,
-        boot_id: host::boot_id().to_le_bytes(),
-        pid_namespace: host::pid_namespace(),
-        participants_offset: PARTICIPANTS_OFFSET as u64,
-        ..Preamble::zeroed()
-    }
-}
-
 fn link(unnamed: &NewFile, name: &str) -> Result<()> {
     let NewFile::Named(unnamed) = unnamed else { return Ok(()) };
     for attempt in 0.. {
@@ -643,7 +521,7 @@ fn link(unnamed: &NewFile, name: &str) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 // Perhaps it is what a killed process left behind.
-                let was_left = reap(name).unwrap_or(false);
+                let was_left = is_reaped(name);
                 if !was_left || attempt == 8 {
                     return Err(Error::os("the name is taken", error));
                 }
@@ -652,117 +530,6 @@ fn link(unnamed: &NewFile, name: &str) -> Result<()> {
         }
     }
     unreachable!("the loop returns")
-}
-
-pub(crate) fn cannot_open_file(source: std::io::Error, options: &SegmentOptions) -> Error {
-    match source.raw_os_error() {
-        Some(libc::ENOENT) => Error::os("no segment of that name (is the publisher running?)", source),
-        Some(libc::ELOOP) => {
-            Error::os("it is a symbolic link, which is not followed", source).with_kind(ErrorKind::Foreign)
-        }
-        Some(libc::EISDIR) => Error::os("it is a folder", source).with_kind(ErrorKind::Foreign),
-        Some(libc::EACCES) if !options.read_only => {
-            Error::os("this user may not open it for writing", source)
-        }
-        Some(libc::EACCES) => Error::os("this user may not open it", source),
-        Some(libc::EMFILE) => Error::os("this process has as many descriptors open as it may", source),
-        _ => Error::os("its file cannot be opened", source),
-    }
-}
-
-fn corrupted(what: &'static str) -> Error {
-    Error::new(ErrorKind::Corrupted, what)
-}
-
-/// Whether a file begins as our segments do.
-pub(crate) fn is_ours(file: &File, status: &Status) -> bool {
-    read_preamble(file, status).is_ok()
-}
-
-/// Reads the first bytes and checks that they are ours.
-fn read_preamble(file: &File, status: &Status) -> Result<Preamble> {
-    let foreign = |what: String| Err(Error::new(ErrorKind::Foreign, what));
-    if !status.is_regular {
-        return foreign("it is no regular file".to_owned());
-    }
-    let mut preamble = Preamble::zeroed();
-    if status.size < size_of::<Preamble>() as u64 {
-        return foreign(format!("it was not made by this crate: it has {} bytes", status.size));
-    }
-    file.read_exact_at(bytemuck::bytes_of_mut(&mut preamble), 0)
-        .map_err(|source| Error::os("it cannot be read", source))?;
-    if preamble.magic != MAGIC {
-        return foreign(
-            "it was not made by this crate (as plain bytes it can be opened with `Segment::open_raw`)"
-                .to_owned(),
-        );
-    }
-    Ok(preamble)
-}
-
-/// Checks everything that this program must agree on with the one that made the segment.
-fn checked_preamble(file: &File, status: &Status, options: &SegmentOptions) -> Result<Preamble> {
-    let preamble = read_preamble(file, status)?;
-    let owner = options.owner.unwrap_or_else(host::user);
-    if status.user != owner {
-        return Err(Error::new(
-            ErrorKind::Foreign,
-            format!("it belongs to user {}, expected was user {owner}", status.user),
-        ));
-    }
-    if status.is_linked && preamble.mode != 0 && status.mode & 0o777 & !preamble.mode != 0 {
-        return Err(Error::new(
-            ErrorKind::PermissionDenied,
-            format!(
-                "its mode is {:o}, wider than the {:o} it was created with",
-                status.mode & 0o777,
-                preamble.mode
-            ),
-        ));
-    }
-    let own = own_preamble();
-    let expect = |what: &str, found: i64, expected: i64| {
-        if found == expected {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Incompatible,
-            format!("its {what} is {found}, this program's is {expected}"),
-        ))
-    };
-    expect("layout version", preamble.version.into(), own.version.into())?;
-    expect("pointer width", preamble.pointer_width.into(), own.pointer_width.into())?;
-    expect("byte order", preamble.byte_order.into(), own.byte_order.into())?;
-    expect("C library's robust-list offset", preamble.futex_offset.into(), own.futex_offset.into())?;
-    if preamble.flags & FAMILY != 0 {
-        return Err(corrupted("it says it is a family segment, which has no name"));
-    }
-    if preamble.size != status.size {
-        return Err(Error::new(
-            ErrorKind::Corrupted,
-            format!("it has {} bytes, its header says {}", status.size, preamble.size),
-        ));
-    }
-    let fixed = objects_offset(preamble.participants_count) as u64;
-    if preamble.participants_offset != own.participants_offset
-        || preamble.objects_offset != fixed
-        || preamble.objects_offset > preamble.size
-    {
-        return Err(corrupted("its header is damaged"));
-    }
-    if is_of_another_namespace(&preamble) && !options.any_pid_namespace {
-        return Err(Error::new(
-            ErrorKind::OtherNamespace,
-            "it was made in another PID namespace or before the machine was started again, where its locks mean nothing \
-             (`SegmentOptions::any_pid_namespace` opens what needs no lock)",
-        ));
-    }
-    Ok(preamble)
-}
-
-fn is_of_another_namespace(preamble: &Preamble) -> bool {
-    let own = own_preamble();
-    preamble.boot_id != own.boot_id || preamble.pid_namespace != own.pid_namespace
 }
 
 fn article_and_name(entry: &Entry) -> String {

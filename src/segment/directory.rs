@@ -20,6 +20,8 @@ pub(crate) struct Entry {
     pub(crate) object_offset: usize,
     pub(crate) object_size: usize,
     older: usize,
+    /// Where the entry itself lies.
+    pub(crate) offset: usize,
     /// The first byte behind the entry.
     pub(crate) end: usize,
 }
@@ -76,6 +78,7 @@ impl Entry {
             object_offset: number(head.object_offset)?,
             object_size: number(head.object_size)?,
             older: number(head.older)?,
+            offset,
             end,
         };
         // An entry lies behind its object, and the older ones before both: so the list ends, and nothing overlaps.
@@ -151,6 +154,11 @@ pub(crate) fn entries<B: Bytes>(bytes: &B, newest: usize) -> impl Iterator<Item 
         next = entry.as_ref().map_or(0, |entry| entry.older);
         Some(entry)
     })
+}
+
+/// The entry at `offset`, which a relative says is one.
+pub(crate) fn entry_at(bytes: &impl Bytes, offset: usize) -> Result<Entry> {
+    Entry::read(bytes, offset)
 }
 
 /// The entry of this name. Costs a look at the head of every newer one.

@@ -4,12 +4,15 @@ mod attachment;
 mod directory;
 pub(crate) mod family;
 pub(crate) mod layout;
+mod life;
 mod name;
 pub(crate) mod named;
 pub(crate) mod object;
 mod options;
 mod participant;
+mod preamble;
 pub(crate) mod raw;
+mod room;
 
 pub(crate) use attachment::Attachment;
 pub use options::SegmentOptions;
@@ -60,7 +63,7 @@ pub(crate) mod sealed {
 ///
 /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none, [`ErrorKind::Foreign`](crate::ErrorKind::Foreign) if it was not made by this crate.
 pub fn unlink(name: &str) -> Result<()> {
-    attachment::unlink(name).map_err(|error| error.attempting("unlink", "segment", name))
+    life::unlink(name).map_err(|error| error.attempting("unlink", "segment", name))
 }
 
 /// Removes the name of a segment that nobody is attached to: what is left when the last process was killed.
@@ -71,7 +74,8 @@ pub fn unlink(name: &str) -> Result<()> {
 ///
 /// [`ErrorKind::Foreign`](crate::ErrorKind::Foreign) if it was not made by this crate, or belongs to another user.
 pub fn reap(name: &str) -> Result<bool> {
-    attachment::reap(name).map_err(|error| error.attempting("reap", "segment", name))
+    let reaped = life::reap(name).map_err(|error| error.attempting("reap", "segment", name))?;
+    Ok(reaped == life::Reaped::Removed)
 }
 
 /// Reaps every segment of this user's that nobody is attached to, and returns their names.
@@ -82,5 +86,5 @@ pub fn reap(name: &str) -> Result<bool> {
 pub fn reap_all() -> Result<Vec<String>> {
     let names =
         shm::names().map_err(|source| Error::os("cannot list the shared-memory file system", source))?;
-    Ok(names.into_iter().filter(|name| attachment::reap(name).unwrap_or(false)).collect())
+    Ok(names.into_iter().filter(|name| life::is_reaped(name)).collect())
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::attachment::{self, Attachment};
+use super::attachment::Attachment;
+use super::life;
 use super::{Handle, ObjectInfo, SegmentOptions};
 use crate::error::Result;
 
@@ -196,7 +197,7 @@ impl SegmentOptions {
     /// As [`Segment::open_or_create`].
     pub fn open_or_create(&self, name: &str, size: usize) -> Result<Segment> {
         self.check_creating().map_err(|error| error.attempting("open or create", "segment", name))?;
-        attachment::open_or_create(name, || self.open(name), || self.create(name, size))
+        life::open_or_create(name, || self.open(name), || self.create(name, size))
             .unwrap_or_else(|error| Err(error.attempting("open or create", "segment", name)))
     }
 

@@ -14,6 +14,7 @@ use super::directory::{self, Entry};
 use super::family::{self, Hold, Place};
 use super::layout::{DATA_OFFSET, ObjectHeader, Shape, WORD_OFFSET};
 use super::options::SegmentOptions;
+use super::{life, preamble};
 use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::AtomicU64;
 use crate::raw::lock::RawLock;
@@ -40,7 +41,7 @@ unsafe impl Sync for Object {}
 /// What keeps the object where it is.
 enum Home {
     Anonymous { hold: Option<Hold>, mapping: Option<Mapping>, lock: NonNull<RawLock> },
-    Named { attachment: Arc<Attachment>, offset: usize, lock: NonNull<RawLock> },
+    Named { attachment: Arc<Attachment>, entry_offset: usize, lock: NonNull<RawLock> },
 }
 
 // SAFETY: as for `Object`.
@@ -52,7 +53,7 @@ unsafe impl Sync for Home {}
 pub(crate) enum Whereabouts<'a> {
     /// In the family, by relatives.
     Family(&'a Hold),
-    /// In a segment, at this offset, by whoever attaches to it.
+    /// In a segment, by whoever attaches to it: the offset of its directory entry.
     Segment(&'a Arc<Attachment>, usize),
 }
 
@@ -106,7 +107,7 @@ impl Object {
         let make = || {
             let options = SegmentOptions::new();
             super::name::check_segment(name)?;
-            let room = directory::room_for(name, shape, attachment::objects_offset(options.participants))?;
+            let room = directory::room_for(name, shape, preamble::objects_offset(options.participants))?;
             let (attachment, entry) = Attachment::create(Some(name), room, &options, |attachment| {
                 attachment.build(name, shape, init)
             })?;
@@ -132,7 +133,7 @@ impl Object {
         mut init: impl FnMut(NonNull<u8>),
     ) -> Result<Object> {
         let create = || Object::create(name, shape, &mut init);
-        attachment::open_or_create(name, || Object::open(name, shape), create)
+        life::open_or_create(name, || Object::open(name, shape), create)
             .unwrap_or_else(|error| Err(error.attempting("open or create", shape.kind.name(), name)))
     }
 
@@ -157,7 +158,7 @@ impl Object {
         Ok(Object::named(Arc::clone(attachment), &entry))
     }
 
-    /// Opens an object in a segment, by its offset.
+    /// Opens an object in a segment, by the offset of its directory entry.
     pub(crate) fn open_at(attachment: &Arc<Attachment>, offset: usize, shape: &Shape) -> Result<Object> {
         let entry = attachment.find_at(offset, shape)?;
         Ok(Object::named(Arc::clone(attachment), &entry))
@@ -170,7 +171,7 @@ impl Object {
             // Checked against the object's size when the entry was.
             count: usize::try_from(entry.count).unwrap_or(0),
             is_writable: attachment.is_writable(),
-            home: Arc::new(Home::Named { attachment, offset: entry.object_offset, lock: base.cast() }),
+            home: Arc::new(Home::Named { attachment, entry_offset: entry.offset, lock: base.cast() }),
         }
     }
 
@@ -197,6 +198,14 @@ impl Object {
     #[inline]
     pub(crate) fn set_guarded(&self) {
         self.lock().set_guarded_by(Arc::as_ptr(&self.home).addr() as u64);
+    }
+
+    /// Somebody died while it held this object's lock.
+    #[cold]
+    pub(crate) fn note_death(&self) {
+        if let Home::Named { attachment, .. } = &*self.home {
+            attachment.note_death();
+        }
     }
 
     /// The word behind the header, of objects that have one: a version, a length.
@@ -228,7 +237,7 @@ impl Object {
             Home::Anonymous { hold, .. } => {
                 Whereabouts::Family(hold.as_ref().expect("held until it is dropped"))
             }
-            Home::Named { attachment, offset, .. } => Whereabouts::Segment(attachment, *offset),
+            Home::Named { attachment, entry_offset, .. } => Whereabouts::Segment(attachment, *entry_offset),
         }
     }
 }
@@ -257,7 +266,7 @@ impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &*self.home {
             Home::Anonymous { .. } => f.write_str("anonymous"),
-            Home::Named { attachment, .. } => attachment.name().fmt(f),
+            Home::Named { attachment, .. } => f.write_str(attachment.name().unwrap_or("anonymous segment")),
         }
     }
 }

@@ -6,10 +6,12 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::attachment::reserve;
+use super::life::cannot_open_file;
 use super::name::check_segment;
 use super::named::Segment;
 use super::options::SegmentOptions;
+use super::preamble::is_ours;
+use super::room::reserve;
 use crate::error::{Error, ErrorKind, Result};
 use crate::raw::copy;
 use crate::sys::memory::{Access, Mapping};
@@ -122,14 +124,13 @@ impl SegmentOptions {
             self.check(true)?;
             let map = self.map_options();
             let is_writable = map.access == Access::ReadWrite;
-            let file = shm::open(name, is_writable)
-                .map_err(|source| super::attachment::cannot_open_file(source, self))?;
+            let file = shm::open(name, is_writable).map_err(|source| cannot_open_file(source, self))?;
             let status =
                 shm::status(&file).map_err(|source| Error::os("its file cannot be asked", source))?;
             if !status.is_regular || status.size == 0 {
                 return Err(Error::new(ErrorKind::Foreign, "it is no regular file with bytes in it"));
             }
-            if is_writable && super::attachment::is_ours(&file, &status) {
+            if is_writable && is_ours(&file, &status) {
                 return Err(Error::new(
                     ErrorKind::InvalidInput,
                     "it is a segment of this crate: `Segment::open` opens it, and as plain bytes it is read-only",

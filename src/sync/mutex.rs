@@ -208,7 +208,11 @@ impl<T: Element> Mutex<T> {
         let lock = self.object.lock();
         self.object.set_guarded();
         let guard = MutexGuard { lock, held: Some(held), data: data_of(&self.object), _stays: PhantomData };
-        if lock.is_inconsistent() { Err(OwnerDied::new(guard)) } else { Ok(guard) }
+        if !lock.is_inconsistent() {
+            return Ok(guard);
+        }
+        self.object.note_death();
+        Err(OwnerDied::new(guard))
     }
 }
 

@@ -378,6 +378,11 @@ pub(crate) mod robust {
             self.pending.set(None);
         }
 
+        /// For the models: nothing may be left pending for long. The slot would outlive the lock's memory.
+        pub(crate) fn has_pending(&self) -> bool {
+            self.pending.get().is_some()
+        }
+
         pub(crate) fn link(&self, node: &Node) {
             kill_point();
             let mut linked = self.linked.borrow_mut();

@@ -106,7 +106,7 @@ impl<T: Plain> Value<T> {
 
     /// The value: of some moment during the call, and never an older one than an earlier call gave.
     ///
-    /// Takes no lock and writes nothing shared: a number costs a load, other types two copies' worth of loads. It looks again
+    /// Takes no lock and writes nothing shared: a number costs a load, other types a copy by the word. It looks again
     /// whenever somebody wrote meanwhile.
     ///
     /// # Panics

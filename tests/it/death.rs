@@ -246,3 +246,41 @@ fn locks_are_refused_across_pid_namespaces() -> multiproc::Result<()> {
     drop(mutex.lock()?);
     Ok(())
 }
+
+fn hold_by_name(name: String) {
+    let mutex = Mutex::create(&name, [0_u32; 2]).unwrap();
+    let _guard = mutex.lock().unwrap();
+    // Its end takes long: the lock is given away before its descriptors are closed.
+    let weight = vec![1_u8; 64 << 20];
+    kill_me_with(&weight)
+}
+
+fn kill_me_with(weight: &[u8]) -> ! {
+    assert!(weight.iter().all(|&byte| byte == 1));
+    kill_me()
+}
+
+#[test]
+fn a_survivor_that_leaves_at_once_removes_the_name() -> multiproc::Result<()> {
+    for _ in 0..5 {
+        let name = unique("heavy");
+        let holder = Process::spawn(hold_by_name, (name.clone(),))?;
+        let mutex = loop {
+            match Mutex::<[u32; 2]>::open(&name) {
+                Ok(mutex) => break mutex,
+                Err(error) if error.kind() == ErrorKind::NotFound && holder.is_alive() => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        };
+        while mutex.lock().is_ok() && holder.is_alive() {
+            std::thread::yield_now();
+        }
+        drop(mutex);
+        let left = exists(&name);
+        assert!(holder.join().is_err());
+        let _ = multiproc::segment::reap(&name);
+        assert!(!left, "the name is left");
+    }
+    Ok(())
+}

@@ -38,7 +38,10 @@ impl Shared {
 
     /// Adds one to both, unless the lock is busy until `deadline`. Returns how many were added.
     fn add<F: Form>(&self, deadline: Deadline) -> u32 {
-        let Ok(held) = self.lock.lock::<F>(deadline) else { return 0 };
+        let Ok(held) = self.lock.lock::<F>(deadline) else {
+            assert!(!robust::with(Thread::has_pending));
+            return 0;
+        };
         // The next owner, and no other, is told of a death: it recovers.
         let was_marked = take_mark(self.lock.word());
         assert_eq!(self.lock.is_inconsistent(), was_marked);
@@ -53,6 +56,7 @@ impl Shared {
         kill_point();
         self.right.set(self.right.get() + 1);
         self.lock.unlock::<F>(held);
+        assert!(!robust::with(Thread::has_pending));
         1
     }
 
@@ -116,7 +120,8 @@ fn three_threads_leave_nobody_asleep() {
     assert!(tally.slept > 0);
 }
 
-/// Fails when a waiter whose time has come leaves without another look at the word, no death needed.
+/// Fails when a waiter whose time has come leaves without another look at the word, no death needed; and when it leaves its
+/// pending slot set.
 #[test]
 fn a_timed_waiter_gives_up_and_takes_no_wake_up_along() {
     let tally = check(Some(3), || {

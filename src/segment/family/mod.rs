@@ -5,7 +5,7 @@
 //!
 //! Invariant: an object is freed when nobody refers to it, and a reference is an entry in its holder's *ledger*
 //! ([`ledger`]), written before the object is used, so that what a killed process held can be taken back. A process allocates only in
-//! *chunks* of its own ([`chunks`]), so the allocator's tables are private and nobody's death tears them. A kill may leak one object until
+//! *chunks* of its own ([`chunks`]), so the allocator's tables are private and nobody's death tears them. A kill may leak one object (or those of one message) until
 //! the family ends; it never frees one early. Checked in `models/`.
 
 #![expect(unsafe_code, reason = "mapped bytes become the tables and words that the layout says lie there")]
@@ -23,10 +23,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use bytemuck::Zeroable;
 use serde::{Deserialize, Serialize};
 
-use super::attachment::{check_memory, own_preamble};
 use super::layout::{
     FAMILY, LIVE_OFFSET, Live, ObjectHeader, PARTICIPANTS_OFFSET, Participant, Preamble, Shape,
 };
+use super::preamble::own_preamble;
+use super::room::check_memory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::primitive::{AtomicPtr, Ordering};
 use crate::raw::copy;
