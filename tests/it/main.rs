@@ -2,10 +2,12 @@
 
 mod array;
 mod death;
+mod documents;
 mod examples;
 mod mutex;
 mod plain;
 mod process;
+mod python;
 mod segment;
 mod transfer;
 mod value;
