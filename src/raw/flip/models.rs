@@ -109,7 +109,7 @@ fn a_writer_vanishes<F: Form>(nth: u32) {
     assert!(has_vanished || shared.history.borrow().len() == 3);
 }
 
-/// Fails too when the lock no longer orders the dead writer before the next one.
+/// Fails too when the lock no longer orders one writer before the next.
 #[test]
 fn a_writer_vanishes_and_the_next_takes_over() {
     for tally in [
