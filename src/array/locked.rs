@@ -375,11 +375,14 @@ impl<T: Element> Array<T> {
         let lock = self.object.lock();
         self.object.set_guarded();
         let guard = ArrayGuard::new(lock, held, self.object.at(ELEMENTS_OFFSET).cast(), self.len());
-        if !lock.is_inconsistent() {
-            return Ok(guard);
-        }
+        if lock.is_inconsistent() { Err(self.died(guard)) } else { Ok(guard) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn died<'a>(&self, guard: ArrayGuard<'a, T>) -> OwnerDied<ArrayGuard<'a, T>> {
         self.object.note_death();
-        Err(OwnerDied::new(guard))
+        OwnerDied::new(guard)
     }
 }
 

@@ -34,8 +34,10 @@ const INCONSISTENT: u32 = 1;
 
 /// Pauses before the first `sched_yield`, each twice the last: 2, 4, 8.
 const PAUSE_ROUNDS: u32 = 3;
-/// Looks at the word before the first sleep. In a model one more look is one more of the same.
-const SPIN_ROUNDS: u32 = if cfg!(loom) { 1 } else { 10 };
+/// How long a waiter that yields leaves the word alone: each look takes the cache line from the owner, whose unlock has to fetch it back.
+const YIELD_NS: u64 = 2_000;
+/// Looks at the word before the first sleep, some 20 µs: what it costs to be woken. In a model one more look is one more of the same.
+const SPIN_ROUNDS: u32 = if cfg!(loom) { 1 } else { 13 };
 
 /// Forty bytes of shared memory. All zero is a free lock over clean data.
 #[repr(C, align(8))]
@@ -268,7 +270,7 @@ pub(super) fn is_free(word: u32) -> bool {
 /// yields, which let it run on this one and act as a back-off.
 fn spin(round: u32) {
     if round >= PAUSE_ROUNDS {
-        futex::yield_now();
+        futex::yield_for(YIELD_NS);
     } else if has_other_cpus() {
         futex::pause(2 << round);
     }

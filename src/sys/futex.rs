@@ -119,6 +119,18 @@ pub(crate) fn yield_now() {
     std::thread::yield_now();
 }
 
+/// Lets other threads of this CPU run, again and again for so long. It is a clock's time, not a number of yields: where others do run, one
+/// yield may take a scheduler's slice.
+pub(crate) fn yield_for(ns: u64) {
+    let until_ns = now_ns().saturating_add(ns);
+    loop {
+        yield_now();
+        if now_ns() >= until_ns {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -297,6 +297,10 @@ pub(crate) mod futex {
     pub(crate) fn yield_now() {
         loom::thread::yield_now();
     }
+
+    pub(crate) fn yield_for(_ns: u64) {
+        yield_now();
+    }
 }
 
 pub(crate) mod robust {

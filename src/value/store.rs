@@ -82,26 +82,30 @@ impl<T: Plain> Words<T> {
         words
     }
 
+    /// The words that a `T` reaches into.
+    #[inline]
+    fn as_slice(&self) -> &[u64] {
+        let first = (&raw const *self).cast::<u64>();
+        // SAFETY: aligned for words, and `fill` is room for the last one. All bytes up to there are initialised: to zero first, and a
+        // `Plain` value written over them has no uninitialised ones.
+        unsafe { std::slice::from_raw_parts(first, size_of::<T>().div_ceil(8)) }
+    }
+
+    #[inline]
+    fn as_mut_slice(&mut self) -> &mut [u64] {
+        let first = (&raw mut *self).cast::<u64>();
+        // SAFETY: as in `as_slice`; any bits may stand in `value`, for only `to_value` reads it, and checks them.
+        unsafe { std::slice::from_raw_parts_mut(first, size_of::<T>().div_ceil(8)) }
+    }
+
     #[inline]
     fn get(&self, index: usize) -> u64 {
-        let mut bytes = [0_u8; 8];
-        let offset = index * 8;
-        let size = (size_of::<T>() - offset).min(8);
-        // SAFETY: `index` counts the words of a `T`, so `offset` lies inside it.
-        let source = unsafe { self.value.as_ptr().cast::<u8>().add(offset) };
-        // SAFETY: `size` bytes are left of the value, all initialised, for it is `Plain`.
-        unsafe { source.copy_to_nonoverlapping(bytes.as_mut_ptr(), size) };
-        u64::from_ne_bytes(bytes)
+        self.as_slice()[index]
     }
 
     #[inline]
     fn set(&mut self, index: usize, word: u64) {
-        let offset = index * 8;
-        let size = (size_of::<T>() - offset).min(8);
-        // SAFETY: `index` counts the words of a `T`, so `offset` lies inside it.
-        let target = unsafe { self.value.as_mut_ptr().cast::<u8>().add(offset) };
-        // SAFETY: `size` bytes are left of the value.
-        unsafe { target.copy_from_nonoverlapping(word.to_ne_bytes().as_ptr(), size) };
+        self.as_mut_slice()[index] = word;
     }
 
     #[inline]
