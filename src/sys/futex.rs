@@ -101,10 +101,21 @@ fn set_then_wake(word: &AtomicU32, value: u32, wake_count: i32) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, wake_count) };
 }
 
-/// Whether there is another CPU on which a lock's owner could be running while we spin.
+/// Whether there is another CPU on which a lock's owner could be running while we spin: by this thread's affinity, which is one system
+/// call; what std counts reads the control groups' files.
 pub(crate) fn has_other_cpus() -> bool {
     static SEVERAL: OnceLock<bool> = OnceLock::new();
-    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))
+    *SEVERAL.get_or_init(|| {
+        let mut set = std::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+        // SAFETY: 0 is this thread; the kernel writes at most the set's size.
+        let failed = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr()) };
+        // SAFETY: all zero is a set, and the kernel has written another.
+        let set = unsafe { set.assume_init() };
+        // SAFETY: it counts the bits of a live set.
+        let count = unsafe { libc::CPU_COUNT(&set) };
+        // The call fails on machines with more CPUs than the set has bits.
+        failed != 0 || count > 1
+    })
 }
 
 /// A pause of `count` spin-loop hints.
