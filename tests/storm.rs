@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         Err(error) => {
             println!("FAIL storm: {error} (seed {})", options.seed);
             kill_all();
+            remove_names();
             ExitCode::FAILURE
         }
     }
@@ -337,6 +338,17 @@ fn clean_up(common: &Common) -> Result<usize, String> {
     match names().map_err(|error| error.to_string())?.as_slice() {
         [] => Ok(left.len()),
         rest => Err(format!("names are left: {}", rest.join(", "))),
+    }
+}
+
+/// After a failure: what was left is not to be found by others.
+fn remove_names() {
+    let prefix = worker::prefix();
+    for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            // There is nobody to tell: the failure was reported.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -75,7 +75,9 @@ fn files_below(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
+        if path.is_dir() && path.file_name().is_some_and(|name| name == "target") {
+            // Of a package below: what it was built into.
+        } else if path.is_dir() {
             files.extend(files_below(&path, ending));
         } else if path.to_string_lossy().ends_with(ending) {
             files.push(path);

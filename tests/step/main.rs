@@ -20,6 +20,7 @@
 mod campaign;
 mod child;
 mod controls;
+mod library;
 mod route;
 mod run;
 mod scenario;
@@ -34,7 +35,9 @@ use campaign::{Campaign, Plan};
 
 /// The scenarios, controls first: when one of them fails, the rest means nothing.
 fn scenarios() -> Vec<Box<dyn Campaign>> {
-    controls::scenarios()
+    let mut all = controls::scenarios();
+    all.extend(library::scenarios());
+    all
 }
 
 fn main() -> ExitCode {

@@ -50,11 +50,16 @@ pub(crate) struct Counted {
     pub(crate) updated_committed: Value<u64>,
 }
 
+/// What the names of the driver's storm begin with. To be asked by the driver.
+pub(crate) fn prefix() -> String {
+    format!("mp-storm-{}-", std::process::id())
+}
+
 impl Common {
     pub(crate) fn new() -> Result<Common, Error> {
         let counter = || Value::new(0_u64);
         Ok(Common {
-            prefix: format!("mp-storm-{}-", std::process::id()),
+            prefix: prefix(),
             stop: Value::new(0)?,
             violations: Value::new(0)?,
             other_deaths: counter()?,
