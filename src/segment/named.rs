@@ -54,7 +54,7 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::AlreadyExists`] if the name is taken, [`ErrorKind::InvalidName`] if it cannot be one, [`ErrorKind::NoRoom`] if
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists) if the name is taken, [`ErrorKind::InvalidName`](crate::ErrorKind::InvalidName) if it cannot be one, [`ErrorKind::NoRoom`](crate::ErrorKind::NoRoom) if
     /// `/dev/shm` or the memory has no room for it; then nothing was written.
     pub fn create(name: &str, size: usize) -> Result<Segment> {
         Segment::options().create(name, size)
@@ -67,8 +67,8 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::Foreign`] if it is not this crate's or another user's,
-    /// [`ErrorKind::Incompatible`], [`ErrorKind::Corrupted`], [`ErrorKind::OtherNamespace`], [`ErrorKind::PermissionDenied`].
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none, [`ErrorKind::Foreign`](crate::ErrorKind::Foreign) if it is not this crate's or another user's,
+    /// [`ErrorKind::Incompatible`](crate::ErrorKind::Incompatible), [`ErrorKind::Corrupted`](crate::ErrorKind::Corrupted), [`ErrorKind::OtherNamespace`](crate::ErrorKind::OtherNamespace), [`ErrorKind::PermissionDenied`](crate::ErrorKind::PermissionDenied).
     pub fn open(name: &str) -> Result<Segment> {
         Segment::options().open(name)
     }
@@ -94,7 +94,7 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if there is none, [`ErrorKind::TypeMismatch`] if it is another kind of object or of another type.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if there is none, [`ErrorKind::TypeMismatch`](crate::ErrorKind::TypeMismatch) if it is another kind of object or of another type.
     #[doc(alias = "open")]
     pub fn get<H: Handle>(&self, name: &str) -> Result<H> {
         H::open_in(&self.attachment, name)
@@ -104,7 +104,7 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Corrupted`] if the directory is damaged.
+    /// [`ErrorKind::Corrupted`](crate::ErrorKind::Corrupted) if the directory is damaged.
     pub fn objects(&self) -> Result<Vec<ObjectInfo>> {
         let entries = self.attachment.entries()?;
         Ok(entries
@@ -138,7 +138,7 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Corrupted`] if the directory is damaged.
+    /// [`ErrorKind::Corrupted`](crate::ErrorKind::Corrupted) if the directory is damaged.
     pub fn available(&self) -> Result<usize> {
         self.attachment.room_left()
     }
@@ -153,7 +153,7 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotFound`] if the name leads nowhere or to another segment.
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) if the name leads nowhere or to another segment.
     pub fn unlink(&self) -> Result<()> {
         self.attachment
             .unlink()
@@ -172,7 +172,7 @@ impl SegmentOptions {
     ///
     /// # Errors
     ///
-    /// As [`Segment::create`], and [`ErrorKind::InvalidInput`] for options that do not go together.
+    /// As [`Segment::create`], and [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for options that do not go together.
     pub fn create(&self, name: &str, size: usize) -> Result<Segment> {
         let created = Attachment::create(Some(name), size, self, |_| Ok(()));
         let (attachment, ()) = created.map_err(|error| error.attempting("create", "segment", name))?;
@@ -205,7 +205,7 @@ impl SegmentOptions {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NoRoom`] if there is no memory for it, or no huge pages.
+    /// [`ErrorKind::NoRoom`](crate::ErrorKind::NoRoom) if there is no memory for it, or no huge pages.
     pub fn anonymous(&self, size: usize) -> Result<Segment> {
         let created = Attachment::create(None, size, self, |_| Ok(()));
         let (attachment, ()) =
