@@ -170,7 +170,11 @@ impl Scenario for Naming {
                 return ensure(reaped == self.was_left, || format!("reap says {reaped}"));
             }
         };
-        let held = made.map_err(|error| said(&error))?;
+        let held = match made {
+            // To one that is stepped, bargers come and go a thousand times faster than it can look.
+            Err(error) if error.kind() == ErrorKind::Busy && self.cast.contains(&Role::Barger) => return Ok(()),
+            made => made.map_err(|error| said(&error))?,
+        };
         whole(&held.get())?;
         // One that was to be killed and got too far must not undo it.
         std::mem::forget(held);
