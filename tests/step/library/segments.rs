@@ -172,7 +172,9 @@ impl Scenario for Naming {
         };
         let held = match made {
             // To one that is stepped, bargers come and go a thousand times faster than it can look.
-            Err(error) if error.kind() == ErrorKind::Busy && self.cast.contains(&Role::Barger) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Busy && self.cast.contains(&Role::Barger) => {
+                return Ok(());
+            }
             made => made.map_err(|error| said(&error))?,
         };
         whole(&held.get())?;
